@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import tallystick.client
-from tallystick.client.config import ClientConfig, Upstream, UpstreamTarget, load_config
+from tallystick.client.config import ClientConfig, load_config
+from tallystick.client.upstream_settings import Upstream, UpstreamTarget
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address, Amount
 

@@ -186,9 +186,9 @@ async def _explain(
     batch: bool,
 ) -> _Explained:
     """Asks the coordinator who would be offered the requests. Raises TallyError."""
-    from tallystick.client.config import UpstreamTarget
     from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import demand_for, demand_of, explain_asks
+    from tallystick.client.upstream_settings import UpstreamTarget
 
     explained = _Explained()
     async with CoordinatorClient(config.coordinator, config) as coordinator:

@@ -10,9 +10,10 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.config import UPSTREAM_SCHEME, Alias, UpstreamTarget
+from tallystick.client.config import Alias
 from tallystick.client.gateway.routing_rules import RoutingRule
 from tallystick.client.openai.requests import load_body
+from tallystick.client.upstream_settings import UPSTREAM_SCHEME, UpstreamTarget
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.runtime.multipart import read_field, replace_field

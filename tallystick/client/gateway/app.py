@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.batches.service import BatchService
-from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
+from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
@@ -43,6 +43,7 @@ from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.pages.payer_pages import PayerPages
 from tallystick.client.pages.wallet_login import make_sign_in
 from tallystick.client.sdk.market import Market, audits_of, maintenance_of
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import JSON

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, UpstreamTarget
+from tallystick.client.config import ApiKey
 from tallystick.client.dialects.dialect import Dialect
 from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_tokens
 from tallystick.client.dialects.registry import DIALECTS
@@ -51,6 +51,7 @@ from tallystick.client.selection.options import (
     restrict_to_key,
     smallest_limit,
 )
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type

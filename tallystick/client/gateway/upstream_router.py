@@ -8,13 +8,14 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.config import ClientConfig, UpstreamTarget
+from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.aliases import RoutingPlan
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.forms import Form
 from tallystick.client.gateway.response_sender import ResponseSender
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.client.selection.options import RequestOptions, market_criteria, smallest_limit
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.client.upstreams.caller import UpstreamCaller
 from tallystick.client.upstreams.metering import prices_of_model
 from tallystick.client.upstreams.requests import UpstreamRequest

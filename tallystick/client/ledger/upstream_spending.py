@@ -13,10 +13,11 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.config import Budget, UpstreamTarget
+from tallystick.client.config import Budget
 from tallystick.client.ledger.budgets import budget_status
 from tallystick.client.ledger.schema import spent
 from tallystick.client.ledger.spending import DAY_SECONDS
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, format_amount

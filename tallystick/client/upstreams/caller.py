@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import aiohttp
 import structlog
 
-from tallystick.client.config import ClientConfig, UpstreamTarget
+from tallystick.client.config import ClientConfig
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.upstream_spending import UpstreamBooking
 from tallystick.client.openai.errors import error_words
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.client.upstreams.metering import AnswerMeter
 from tallystick.client.upstreams.requests import UpstreamRequest
 from tallystick.protocol.engine_errors import BUSY

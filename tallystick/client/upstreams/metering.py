@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tallystick.client.config import UpstreamModel
 from tallystick.client.openai.requests import RequestSummary
+from tallystick.client.upstream_settings import UpstreamModel
 from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Prices, Usage, cost
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS

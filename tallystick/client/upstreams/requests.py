@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tallystick.client.config import Upstream, UpstreamModel, UpstreamTarget
 from tallystick.client.openai.requests import RequestSummary, summarise
+from tallystick.client.upstream_settings import Upstream, UpstreamModel, UpstreamTarget
 from tallystick.client.upstreams.metering import most_cost
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient

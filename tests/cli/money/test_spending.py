@@ -7,11 +7,11 @@ import time
 
 import sqlalchemy as sa
 
-from tallystick.client.config import UpstreamTarget
 from tallystick.client.ledger import spending
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import spent
 from tallystick.client.ledger.upstream_spending import UpstreamBooking
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount
 from tests.chain.harness import person

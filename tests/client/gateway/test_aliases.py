@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.client.config import Alias, UpstreamTarget
+from tallystick.client.config import Alias
 from tallystick.client.gateway.aliases import AliasRouter, may_fall_back, order_models, weight_draw
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps, loads
 

@@ -12,9 +12,10 @@ import httpx
 import orjson
 import pytest
 
-from tallystick.client.config import Alias, ApiKey, Budget, ClientConfig, Upstream, UpstreamModel
+from tallystick.client.config import Alias, ApiKey, Budget, ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
+from tallystick.client.upstream_settings import Upstream, UpstreamModel
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.requirements import Requirements

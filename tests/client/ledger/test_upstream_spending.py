@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.client.config import Budget, UpstreamTarget
+from tallystick.client.config import Budget
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.ledger.upstream_spending import UpstreamBooking
+from tallystick.client.upstream_settings import UpstreamTarget
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tallystick.client.config import UpstreamModel
 from tallystick.client.openai.requests import summarise
+from tallystick.client.upstream_settings import UpstreamModel
 from tallystick.client.upstreams.metering import UNKNOWN_CONTEXT, AnswerMeter, most_cost, prices_of_model
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Prices, Usage
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tallystick.client.config import Upstream, UpstreamTarget
+from tallystick.client.upstream_settings import Upstream, UpstreamTarget
 from tallystick.client.upstreams.requests import UpstreamRequest
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS
