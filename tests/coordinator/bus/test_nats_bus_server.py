@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from coordinator.bus.nats_address import parse_nats_address
-from coordinator.bus.nats_bus import NatsBus
+from coordinator.bus.nats_bus import NatsBus, dial_nats
 from tests.nats_server import nats_server
 
 SECONDS = 120
@@ -78,3 +78,22 @@ async def test_a_server_that_refuses_the_password() -> None:
             await right.connected.wait()
             right.connected.clear()
         assert not wrong.connected.is_set()
+
+
+async def test_the_server_knows_the_subscription_when_it_is_connected() -> None:
+    """Else a message that another replica sends at once would be lost."""
+    lines: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"A","version":"2.11.0","proto":1,"max_payload":1048576,"headers":true}\r\n')
+        while line := await reader.readline():
+            lines.append(line.split()[0])
+            if lines[-1] == b"PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server, asyncio.timeout(SECONDS):
+        address = "nats://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        connection = await dial_nats((address,), "tallystick.0xab.*", lambda *_: None)
+        assert b"PING" in lines[lines.index(b"SUB") :], lines
+        await connection.close()
