@@ -7,27 +7,21 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tallystick.cli.local.processes import free_port
+
 BINARY = shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 DEADLINE = 120.0
-
-
-def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NatsServer:
     """A server on one port, which can be stopped, paused and started again."""
 
     def __init__(self, *options: str) -> None:
-        self.port, self._options = free_port(), options
+        self.port, self._options = free_port(0), options
         self._process: asyncio.subprocess.Process | None = None
 
     @property

@@ -10,9 +10,9 @@ import pytest
 from coordinator import processes as module
 from coordinator.config import CoordinatorConfig
 from coordinator.processes import reserve, split
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.serving import listen
-from tests.nats_server import free_port
 
 CONFIG = CoordinatorConfig(deployment=Path("d.json"), db="postgresql://db.example/market", bus="nats://bus.example", workers=3)
 
@@ -39,7 +39,7 @@ def test_a_port_on_which_another_program_listens(shared: bool) -> None:
 
 def test_each_process_gets_the_port_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process with index i listens on the shared port and on `port` + 1 + i, which its URL names."""
-    port = free_port()
+    port = free_port(0)
     calls: list[tuple[int, float, int]] = []
 
     def fork(count: int, stop_seconds: float, shared_port: int) -> int:

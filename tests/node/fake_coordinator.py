@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, LateReceipt, Listing, read_asks
@@ -95,7 +96,7 @@ class FakeCoordinator:
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[FakeCoordinator]:
         """Serves until the end of the block; a given port can be served again."""
-        async with serve(self._attend, "127.0.0.1", port, max_size=64 << 20, compression=None) as server:
+        async with serve(self._attend, "127.0.0.1", port or free_port(0), max_size=64 << 20, compression=None) as server:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
             server.close(close_connections=True)

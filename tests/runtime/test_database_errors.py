@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from coordinator.storage.store import Store
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.database_errors import is_gone
 from tallystick.runtime.single_instance import instance_lock
@@ -105,17 +105,12 @@ async def server(answer: bytes | None) -> AsyncIterator[int]:
         yield running.sockets[0].getsockname()[1]
 
 
-def _closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 async def test_a_server_that_is_not_there() -> None:
     """An unknown host, a refused connection and silence are told apart; the last two may pass, so they may be retried."""
     unknown = await failure(f"postgres://tally:{SECRET}@no.such.host.invalid/d")
     assert "the host 'no.such.host.invalid' is unknown" in str(unknown)
     assert (unknown.fault, unknown.retry) == (Fault.CLIENT, False)
-    port = _closed_port()
+    port = free_port(0)
     for host in ("127.0.0.1", "localhost"):
         refused = await failure(f"postgresql+psycopg2://tally:{SECRET}@{host}:{port}/d")
         assert f"no database server accepts connections at {host}:{port}" in str(refused)

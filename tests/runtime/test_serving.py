@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime import serving as serving_module
 from tallystick.runtime.http_direct import MAX_RECURSION
@@ -103,7 +104,7 @@ async def test_a_used_port_is_reported() -> None:
 
 async def test_the_port_is_free_again_at_once() -> None:
     """A restart on the same port works."""
-    async with serving(echo, LOOPBACK, 0) as port:
+    async with serving(echo, LOOPBACK, free_port(0)) as port:
         pass
     async with serving(echo, LOOPBACK, port) as again:
         assert again == port

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from tests.scripts.measurement import run_measurement
 
 FLOODS = ("connections", "bad_signatures", "unfunded_orders", "slow_readers", "slow_senders")
 
 
 def test_quick_run_has_every_figure() -> None:
     """A small crowd is connected, served and flooded; every promised figure is there, and no honest job is lost."""
-    command = [sys.executable, "-m", "scripts.bench_load", "--quick", "--json"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
+    figures = run_measurement("bench_load", "--quick", "--json")
     assert (figures["nodes"], figures["asks"], figures["streams"], figures["honest_failed"]) == (20, 60, 10, 0)
     assert 0 < figures["rss_mib_start"] <= figures["rss_mib"]
     for flood in FLOODS:

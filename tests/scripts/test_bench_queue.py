@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 
 from scripts.bench_queue import CLIENTS, run_clients
+from tests.scripts.measurement import run_measurement
 
 
 def test_a_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes, and every request is answered."""
     options = ("--engine", "stand-in", "--burst", "12", "--waiting", "100", "--answers", "1", "--rounds", "1", "--json")
-    command = [sys.executable, "-m", "scripts.bench_queue", *options]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=600).stdout)
+    figures = run_measurement("bench_queue", *options)
     loops = {f"closed_loop_{name}_{clients}" for clients in CLIENTS for name in ("ratio", "answers_per_s")}
     bursts = {"waiting_bytes_per_job", "burst_answered_share", "sdk_default_answered_share", "flood_other_wait_ratio"}
     assert figures.keys() == bursts | loops | {"closed_loop_refused"}

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from tests.scripts.measurement import run_measurement
 
 ROOMS = ("coordinator", "node", "gateway")
 BY_ROOM = (
@@ -35,8 +33,7 @@ PROMISED = {
 
 def test_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes; a figure that it does not measure is null."""
-    command = [sys.executable, "-m", "scripts.bench_relay", "--quick", "--json"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
+    figures = run_measurement("bench_relay", "--quick", "--json")
     assert figures.keys() >= PROMISED
     assert {name for name in PROMISED if figures[name] is None} == OF_PEERS
     assert figures["coordinator_cpu_us_per_job"] > 0

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from scripts.bench_replicas import derive
 from scripts.local_cluster import postgres_binary
+from tests.scripts.measurement import run_measurement
 
 
 def _installed() -> bool:
@@ -27,8 +24,7 @@ def test_what_follows_from_the_cpu_of_a_job() -> None:
 @pytest.mark.skipif(not _installed(), reason="needs PostgreSQL's programs (apt-get install postgresql)")
 def test_a_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes, and each of them costs something."""
-    command = [sys.executable, "-m", "scripts.bench_replicas", "--quick", "--json"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=900).stdout)
+    figures = run_measurement("bench_replicas", "--quick", "--json")
     parts = {f"{name}_cpu_us_per_job" for name in ("lone", "replica", "postgres", "nats")}
     assert derive(lone=1, replica=1, postgres=1, nats=1).keys() | parts <= figures.keys()
     assert figures["lone_cpu_us_per_job"] > 0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scripts.simulation.trust import TrustScenario, TrustSimulation
+from tests.scripts.measurement import run_measurement
 
 SMALL = {"providers": 30, "rounds": 120, "payers": 4}
 
@@ -55,7 +53,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 def test_the_command_reports_every_scenario(tmp_path: Path) -> None:
     """As JSON and as a plot."""
-    command = [sys.executable, "-m", "scripts.simulate_trust", "--rounds", "5", "--providers", "20", "--json"]
-    finished = subprocess.run([*command, "--plot", str(tmp_path / "trust.svg")], check=True, capture_output=True, timeout=600)
-    assert len(json.loads(finished.stdout)["runs"]) == 27
+    plot = str(tmp_path / "trust.svg")
+    report = run_measurement("simulate_trust", "--rounds", "5", "--providers", "20", "--json", "--plot", plot)
+    assert len(report["runs"]) == 27
     assert (tmp_path / "trust.svg").read_text().startswith("<?xml")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -26,6 +27,11 @@ STOP_SECONDS = 15
 READY_SECONDS = 180
 """For a busy or slow machine. A process that ends by itself is noticed at once."""
 PORT_ATTEMPTS = 16
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+IANA_EPHEMERAL_PORTS = (49_152, 65_535)
+"""RFC 6335, section 6."""
+FIRST_FREE_PORT = 20_000
+"""Most well-known services of development machines are below it."""
 LOG_TAIL_LINES = 15
 
 if sys.platform != "win32":
@@ -163,10 +169,10 @@ async def _stop(managed: ManagedProcess) -> None:
 
 
 def free_port(preferred: int) -> int:
-    """The preferred port if it is free, else any free port. Until this process ends, no other caller of this function gets the
-    port, so a child process may take its time to listen on it. Raises Unavailable if no port is free.
+    """The preferred port if it is free, else any free port; 0 prefers none. Until this process ends, no other caller of this
+    function gets the port, so a child process may take its time to listen on it. Raises Unavailable if no port is free.
     """
-    for candidate in (preferred, *[0] * PORT_ATTEMPTS):
+    for candidate in (*filter(None, [preferred]), *_assigned_by_nobody(), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
@@ -175,6 +181,18 @@ def free_port(preferred: int) -> int:
                 if _lock_port(port):
                     return port
     raise Unavailable(Code.PORT_UNAVAILABLE, "no free port on 127.0.0.1; stop a program that listens there")
+
+
+def _assigned_by_nobody() -> list[int]:
+    """Some ports at random that the system does not assign. It may give one that it does assign to a program's connection before
+    the child listens on it, or while the child is restarted.
+    """
+    try:
+        first, last = map(int, EPHEMERAL_PORTS.read_text().split())
+    except (OSError, ValueError):  # not Linux
+        first, last = IANA_EPHEMERAL_PORTS
+    ports = [port for port in range(FIRST_FREE_PORT, 1 << 16) if not first <= port <= last]
+    return random.sample(ports, min(PORT_ATTEMPTS, len(ports)))
 
 
 def still_free(port: int) -> int:

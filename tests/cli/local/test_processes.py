@@ -92,6 +92,19 @@ def test_a_taken_port_is_not_given(taken_port: int) -> None:
     assert still_free(free := free_port(0)) == free
 
 
+@pytest.mark.parametrize(
+    ("assigned", "given"),
+    [("20002 65535", range(20_000, 20_002)), ("no range", range(20_000, 49_152)), ("20000 65535", range(1, 1 << 16))],
+)
+def test_a_free_port_is_none_that_the_system_assigns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assigned: str, given: range
+) -> None:
+    """Else any program's next connection could take it before the child listens. If there is no other, any port will do."""
+    (tmp_path / "range").write_text(assigned)
+    monkeypatch.setattr(processes_module, "EPHEMERAL_PORTS", tmp_path / "range")
+    assert free_port(0) in given
+
+
 async def test_an_answer_on_a_taken_port_is_not_the_childs(processes: ProcessGroup, taken_port: int) -> None:
     """If another program has the port and answers there, the start fails, and the error names that program."""
     url = f"http://127.0.0.1:{taken_port}/health"

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
+from tallystick.cli.local.processes import free_port
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.sdk.market import Market
@@ -278,10 +278,7 @@ async def test_too_many_jobs(fake: FakeMarket, wallet: Signer, config: ClientCon
 
 async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:
     """Without a coordinator every call raises Unavailable, and the client keeps working."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    async with Market(f"http://127.0.0.1:{port}", wallet, config) as market:
+    async with Market(f"http://127.0.0.1:{free_port(0)}", wallet, config) as market:
         for _ in range(2):
             with pytest.raises(Unavailable) as caught:
                 await run(market)

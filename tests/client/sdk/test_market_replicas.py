@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tallystick.cli.local.processes import free_port
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import transport
 from tallystick.client.gateway.operations import Operations
@@ -668,19 +669,20 @@ async def test_a_gateway_is_well_without_the_configured_replica(replicas: Replic
         assert checks["coordinator"].status is Health.PASS
 
 
-async def test_several_configured_urls(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:
+async def test_several_configured_urls(wallet: Signer, config: ClientConfig) -> None:
     """A client starts with any of the configured URLs that answers."""
     async with FakeMarket().serve() as fake:
         settings = replace(config, coordinator_urls=(fake.url,))
-        async with Market(f"http://127.0.0.1:{unused_tcp_port}", wallet, settings) as market:
+        async with Market(f"http://127.0.0.1:{free_port(0)}", wallet, settings) as market:
             assert await run(market) == ANSWER
 
 
-async def test_nobody_answers(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:
+async def test_nobody_answers(wallet: Signer, config: ClientConfig) -> None:
     """The error names the URL that was tried last, and nothing is owed."""
-    settings = replace(config, coordinator_urls=(f"http://localhost:{unused_tcp_port}",))
-    async with Market(f"http://127.0.0.1:{unused_tcp_port}", wallet, settings) as market:
-        with pytest.raises(Unavailable, match=f"no coordinator answers at http://localhost:{unused_tcp_port}"):
+    last = f"http://localhost:{free_port(0)}"
+    settings = replace(config, coordinator_urls=(last,))
+    async with Market(f"http://127.0.0.1:{free_port(0)}", wallet, settings) as market:
+        with pytest.raises(Unavailable, match=f"no coordinator answers at {last}"):
             await run(market)
 
 

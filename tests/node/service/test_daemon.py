@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import Process
@@ -28,6 +27,7 @@ from node.service.config import load_config
 from node.service.daemon import build
 from node.service.status_socket import read_status
 from tallystick.chain.deployment import Deployment
+from tallystick.cli.local.processes import free_port
 from tallystick.protocol.eip712 import Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
@@ -245,8 +245,7 @@ async def test_a_suspended_coordinator_is_offered_nothing(site: Site) -> None:
 
 async def test_asks_follow_the_engine(site: Site) -> None:
     """A node whose engine goes away withdraws its asks and reports it at /healthz; both return with the engine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port(0)
     async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
         site.engine_port = other
         process = await site.start(metrics_port=port, trusted_proxies=["127.0.0.1"])
@@ -509,8 +508,7 @@ async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
 
 async def test_an_operator_may_skip_a_coordinator(site: Site) -> None:
     """A coordinator that will not come back can be skipped; it must be one of the node's coordinators."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        away = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    away = f"http://127.0.0.1:{free_port(0)}"
     async with node(site, coordinators=[away], skip_recovery=[away]) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 1
     with pytest.raises(BadMessage, match="skip_recovery"):
