@@ -448,7 +448,7 @@ def _payers(options: dict[str, Any]) -> tuple[Address, Address]:
 
 
 TestEscrow = pytest.mark.timeout(3_600)(Escrow.TestCase)
-_EXAMPLES = {"brief": 60, "": 250, "deep": 5_000}
+_EXAMPLES = {"brief": 60, "": 120, "deep": 5_000}
 _PROOF = os.environ.get("TALLYSTICK_PROOF", "")
 TestEscrow.settings = settings(
     max_examples=_EXAMPLES[_PROOF],
