@@ -73,10 +73,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="a small crowd: shows that it runs, measures little")
     parser.add_argument("--flood", action="append", choices=FLOODS, help="only this flood; may be repeated")
+    parser.add_argument("--no-floods", action="store_true", help="measure the memory only")
     options = parser.parse_args()
+    floods = () if options.no_floods else options.flood or FLOODS
     processes.pin(os.getpid(), processes.LOAD)
     with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
-        figures = uvloop.run(_measure(Path(folder), QUICK if options.quick else FULL, options.flood or FLOODS))
+        figures = uvloop.run(_measure(Path(folder), QUICK if options.quick else FULL, floods))
     if options.json:
         print(json.dumps(figures, indent=2))
     else:
