@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -12,8 +13,16 @@ from websockets.frames import Frame, Opcode
 
 from tallystick.runtime import connection_limiter
 from tallystick.runtime.connection_limiter import ConnectionLimits
+from tallystick.runtime.http_protocol import HttpProtocol
 from tallystick.runtime.serving import serving
-from tallystick.runtime.websocket import DIRECT_EXTENSION, FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS, WRITE_EXTENSION
+from tallystick.runtime.websocket import (
+    DIRECT_EXTENSION,
+    FILTER_EXTENSION,
+    FRAME_LIMIT_EXTENSION,
+    MAX_FRAGMENTS,
+    WRITE_EXTENSION,
+    FastPathWebSocket,
+)
 
 MAX_MESSAGE = 200_000
 
@@ -327,3 +336,15 @@ async def test_a_peer_that_reads_nothing_pauses_the_handler() -> None:
 async def _send_many(socket: ClientConnection, count: int) -> None:
     for _ in range(count):
         await socket.send(bytes(100_000))
+
+
+async def test_an_open_connection_holds_no_handshake(listener: tuple[Listener, ClientConnection]) -> None:
+    """Neither its headers nor the HTTP connection that it began as, and it has no dictionary of its own."""
+    _, socket = listener
+    await socket.send("count")
+    await socket.recv()
+    objects = gc.get_objects()
+    [connection] = [entry for entry in objects if isinstance(entry, FastPathWebSocket)]
+    assert not [entry for entry in objects if isinstance(entry, HttpProtocol)]
+    assert (len(connection.request.headers), len(connection.response.headers)) == (0, 0)
+    assert len(vars(connection)) <= 30, "CPython shares the keys of so many members among all instances"
