@@ -93,7 +93,7 @@ async def test_the_server_knows_the_subscription_when_it_is_connected() -> None:
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1") as server, asyncio.timeout(SECONDS):
-        address = "nats://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        address = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         connection = await dial_nats((address,), "tallystick.0xab.*", lambda *_: None)
         assert b"PING" in lines[lines.index(b"SUB") :], lines
         await connection.close()
