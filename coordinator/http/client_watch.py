@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from starlette.types import Receive, Scope
 
@@ -13,28 +11,25 @@ from tallystick.runtime.http_protocol import GONE_EXTENSION
 
 
 class ClientWatch:
-    """The watch of one request, whose body was read. It ends with the block that it is entered for."""
+    """The watch of one request, whose body was read."""
 
     __slots__ = ("_receive", "_set_gone", "_task")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._receive: Receive | None = receive
+        self._receive = receive
         self._set_gone: Callable[[Callable[[], None] | None], None] | None = (scope.get("extensions") or {}).get(GONE_EXTENSION)
         self._task: asyncio.Task[None] | None = None
 
-    def calling(self, gone: Callable[[], None]) -> Self:
-        """Calls this function when the client leaves."""
+    def begin(self, gone: Callable[[], None]) -> None:
+        """Calls this function when the client leaves, until `end`."""
         if self._set_gone is not None:
             self._set_gone(gone)
-        elif self._receive is not None:
+        else:
             self._task = asyncio.create_task(_wait_until_gone(self._receive), name="client-gone")
             self._task.add_done_callback(lambda task: None if task.cancelled() else gone())
-        return self
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def end(self) -> None:
+        """Ends the watch."""
         if self._set_gone is not None:
             self._set_gone(None)
         if self._task is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ class JobsRoute:
         linger = _read_linger(scope)
         job = service.read(request, body)
         watch = ClientWatch(scope, receive)
-        _forget_headers(scope)
+        _forget(scope)
         if linger is None:
             return self._serve_once(request, job, watch, send)
         buffer = await service.find_or_begin(request, job, body)
@@ -97,17 +97,22 @@ class JobsRoute:
 
         Raises TallyError before anything is sent.
         """
-        with suppress(OSError, TimeoutError), closing(Watchdog(self._stall_seconds)) as watchdog:
+        watchdog, begun = Watchdog(self._stall_seconds), False
+        try:
             async with asyncio.timeout(None) as connected, aclosing(buffer.read()) as frames:
-                with watch.calling(partial(_interrupt, connected)):
-                    begun = False
-                    async for data in frames:
-                        if not begun:
-                            begun = True
-                            await watchdog.wait(send(_response_start(job)))
-                        await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
-                        del data  # what was sent is not held until the next frame comes
-                    await watchdog.wait(send({"type": "http.response.body", "body": b""}))
+                watch.begin(partial(_interrupt, connected))
+                async for data in frames:
+                    if not begun:
+                        begun = True
+                        await watchdog.wait(send(_response_start(job)))
+                    await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
+                    del data  # what was sent is not held until the next frame comes
+                await watchdog.wait(send({"type": "http.response.body", "body": b""}))
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            watch.end()
+            watchdog.close()
 
 
 def _interrupt(connected: asyncio.Timeout) -> None:
@@ -126,11 +131,12 @@ def _read_linger(scope: Scope) -> float | None:
     return None
 
 
-def _forget_headers(scope: Scope) -> None:
-    """Frees the request's headers, which are not read any more, while its job waits."""
+def _forget(scope: Scope) -> None:
+    """Frees the request's headers and the server's extensions, which are not read any more, while its job waits."""
     headers = scope.get("headers")
     if isinstance(headers, list):
         headers.clear()
+    scope.pop("extensions", None)
 
 
 def _response_start(job: JobId) -> dict[str, Any]:

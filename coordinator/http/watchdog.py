@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Timer:
-    """Looks at all watchdogs of one event loop with the same `seconds`, once in that time. A timer for each would take 500 bytes."""
+    """Looks at all watchdogs of one event loop with the same `seconds`, once in that time. A timer each would take 500 bytes."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
