@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,23 +126,22 @@ class App:
         self._control = ErrorPages(self._limiter, self.pages.pages)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection, and logs it if it is a request."""
-        await self._logged(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serves one connection, and logs it if it is a request. Thousands may be open, so only what serves it is a coroutine."""
+        return self._logged(scope, receive, send)
 
     def _observe(self, access: Access) -> None:
         if (access.path, access.method) in _JOBS:
             self._metrics.job_ended(access.outcome, access.seconds, access.first_seconds, access.sent_bytes)
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
-            await self._jobs(scope, receive, send)
-        elif scope["type"] == "websocket" and scope["path"] == LINK_PATH:
-            await self.clients.serve(scope, receive, send)
-        elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
-            await self._hub.serve(scope, receive, send)
-        else:
-            await self._control(scope, receive, send)
+            return self._jobs(scope, receive, send)
+        if scope["type"] == "websocket" and scope["path"] == LINK_PATH:
+            return self.clients.serve(scope, receive, send)
+        if scope["type"] == "websocket" and scope["path"] == NODE_PATH:
+            return self._hub.serve(scope, receive, send)
+        return self._control(scope, receive, send)
 
 
 async def run(config: CoordinatorConfig, signer: Signer, shared: SharedPort | None = None) -> None:

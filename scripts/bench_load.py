@@ -49,7 +49,10 @@ RSS_GOAL_MIB, RATIO_GOAL = 150, 2
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much to run. `rounds`: of each flood. `jobs`: honest ones of a round, `rate` a second."""
+    """How much to run. `rounds`: of each flood. `jobs`: honest ones of a round, `rate` a second.
+
+    `opened`: streams that are opened at once.
+    """
 
     nodes: int
     models: int
@@ -57,6 +60,7 @@ class Size:
     rounds: int
     jobs: int
     rate: float
+    opened: int = 1_000
 
     @property
     def seconds(self) -> float:
@@ -73,10 +77,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="a small crowd: shows that it runs, measures little")
     parser.add_argument("--flood", action="append", choices=FLOODS, help="only this flood; may be repeated")
+    parser.add_argument("--no-floods", action="store_true", help="measure the memory only")
+    parser.add_argument("--opened", type=int, default=FULL.opened, help="streams that are opened at once (all by default)")
     options = parser.parse_args()
+    size = replace(QUICK if options.quick else FULL, opened=options.opened)
+    floods = () if options.no_floods else options.flood or FLOODS
     processes.pin(os.getpid(), processes.LOAD)
     with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
-        figures = uvloop.run(_measure(Path(folder), QUICK if options.quick else FULL, options.flood or FLOODS))
+        figures = uvloop.run(_measure(Path(folder), size, floods))
     if options.json:
         print(json.dumps(figures, indent=2))
     else:
@@ -189,7 +197,7 @@ async def _open_streams(crowd: Crowd) -> AsyncIterator[int]:
     payers = [Signer(secrets.token_bytes(32)) for _ in range(-(-size.streams // STREAMS_PER_PAYER))]
     for payer in payers:
         await processes.fund(crowd.site.deployment, payer)
-    begun = list[asyncio.Future[None]]()
+    begun, gate = list[asyncio.Future[None]](), asyncio.Semaphore(size.opened)
     reading = list[asyncio.Task[None]]()
     async with contextlib.AsyncExitStack() as stack:
         sessions = [
@@ -208,7 +216,7 @@ async def _open_streams(crowd: Crowd) -> AsyncIterator[int]:
             [body] = await crowd.sign(1, payer, node, number // len(crowd.nodes))
             begun.append(asyncio.get_running_loop().create_future())
             session = sessions[number // STREAMS_PER_ADDRESS]
-            reading.append(asyncio.create_task(_read_stream(session, crowd.site.coordinator, body, begun[-1])))
+            reading.append(asyncio.create_task(_read_stream(session, crowd.site.coordinator, body, begun[-1], gate)))
         async with asyncio.timeout(READY_SECONDS):
             await asyncio.gather(*begun)
         yield len(begun)
@@ -217,7 +225,11 @@ async def _open_streams(crowd: Crowd) -> AsyncIterator[int]:
             await asyncio.gather(*reading)
 
 
-async def _read_stream(session: aiohttp.ClientSession, url: str, body: bytes, begun: asyncio.Future[None]) -> None:
+async def _read_stream(
+    session: aiohttp.ClientSession, url: str, body: bytes, begun: asyncio.Future[None], gate: asyncio.Semaphore
+) -> None:
+    await gate.acquire()
+    begun.add_done_callback(lambda _: gate.release())
     frames, last, status = FrameReader(), Kind.BEAT, 503
     while status == 503:  # the chain is slow if all ask for their purses at once
         async with session.post(f"{url}/v1/jobs", data=body) as response:

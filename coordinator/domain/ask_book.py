@@ -48,14 +48,20 @@ def _shared(value: T) -> T:
     return shared
 
 
-def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
-    """Returns the same ask with the values that others have too in common with them."""
+def _compact(ask: Verified[Ask], provider: Address, keys: dict[bytes, bytes]) -> Verified[Ask]:
+    """Returns the same ask with the values that others have too in common with them. `keys`: the sealing keys of its node's asks,
+    to which its own is added.
+    """
     message = ask.message
     shared = replace(
         message,
         provider=provider,
         model=intern(message.model),
+        input_price=_shared(message.input_price),
+        cached_input_price=_shared(message.cached_input_price),
+        output_price=_shared(message.output_price),
         sealing_suite=intern(message.sealing_suite),
+        sealing_key=keys.setdefault(message.sealing_key, message.sealing_key),
         context_tokens=_shared(message.context_tokens),
         max_output_tokens=_shared(message.max_output_tokens),
         valid_from=_shared(message.valid_from),
@@ -157,10 +163,10 @@ class AskBook:
             _set_score(node, reliability, quality)
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
-        by_number = self._set_groups(node, slot_groups, numbers, capacity)
+        by_number, keys = self._set_groups(node, slot_groups, numbers, capacity), dict[bytes, bytes]()
         node.asks = tuple(
             ListedAsk(
-                _compact(ask, provider),
+                _compact(ask, provider, keys),
                 by_number[number],
                 self.measured(provider, ask.message.model),
                 self.standing(ask.message),

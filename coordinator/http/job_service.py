@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
 from tallystick.runtime.access_log import record
+from tallystick.tracing.spans import Tracer
 
 log = structlog.get_logger()
 STORE_AGAIN_SECONDS = 1.0
@@ -138,12 +140,17 @@ class JobService:
 
     # One job
 
-    async def run(self, request: JobRequest, sink: ClientSink, *, kept: ResponseBuffer | None = None) -> None:
+    def run(self, request: JobRequest, sink: ClientSink, *, kept: ResponseBuffer | None = None) -> Awaitable[None]:
         """Runs a job; see `_run`. Records it if this coordinator has a tracer."""
         if self.market.tracer is None or request.submission is None:
-            await self._run(request, sink, kept, None)
-            return
-        with recorded_job(self.market.tracer, request.submission) as trace:
+            return self._run(request, sink, kept, None)
+        return self._run_recorded(request, request.submission, sink, kept, self.market.tracer)
+
+    async def _run_recorded(
+        self, request: JobRequest, submission: Submission, sink: ClientSink, kept: ResponseBuffer | None, tracer: Tracer
+    ) -> None:
+        with recorded_job(tracer, submission) as trace:
+            del submission
             record(trace_id=trace.trace_id)
             await self._run(request, sink, kept, trace)
 
@@ -167,6 +174,7 @@ class JobService:
             placing = market.place_order(submission, trace)
             del submission  # the job replaces it by a smaller one before it waits
             job = await placing
+            del placing
             placed = True
             if sink.abandoned:
                 market.cancel(job.id)

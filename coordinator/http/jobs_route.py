@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import aclosing, closing
+from collections.abc import Awaitable
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from coordinator.http.client_watch import ClientWatch
 from coordinator.http.job_service import STALL_SECONDS, JobRequest, JobService
 from coordinator.http.request_bodies import refuse_codings
 from coordinator.http.request_limiter import send_error
@@ -41,7 +44,7 @@ class JobsRoute:
             request = self._service.open(address)
             try:
                 refuse_codings(scope)
-                await self._serve(scope, receive, send, request)
+                await (await self._begin(scope, receive, send, request))
             finally:
                 self._service.close(request)
         except TallyError as error:  # the reservation is released by now: the client may not even read this
@@ -50,30 +53,28 @@ class JobsRoute:
         except ConnectionResetError:
             return
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: JobRequest) -> None:
-        """Raises TallyError before anything is sent."""
+    async def _begin(self, scope: Scope, receive: Receive, send: Send, request: JobRequest) -> Awaitable[None]:
+        """Reads the request. Returns what serves it, which raises TallyError before anything is sent. Raises TallyError."""
         service = self._service
         if request.reservation is None:
             raise RuntimeError("a request without a reservation")
         body = await service.bodies.read(receive, request.reservation, service.intake.body_bytes, "a job")
         linger = _read_linger(scope)
         job = service.read(request, body)
-        _forget_headers(scope)
+        watch = ClientWatch(scope, receive)
+        _forget(scope)
         if linger is None:
-            del body
-            await self._serve_once(request, job, receive, send)
-        else:
-            buffer = await service.find_or_begin(request, job, body)
-            del body
-            await self._serve_kept(job, buffer, linger, receive, send)
+            return self._serve_once(request, job, watch, send)
+        buffer = await service.find_or_begin(request, job, body)
+        return self._serve_kept(job, buffer, linger, watch, send)
 
-    async def _serve_once(self, request: JobRequest, job: JobId, receive: Receive, send: Send) -> None:
+    async def _serve_once(self, request: JobRequest, job: JobId, watch: ClientWatch, send: Send) -> None:
         """Serves a job that ends with its connection. Returns when the job has ended; if cancelled, the job fails at once."""
         buffer = ResponseBuffer(payer=request.payer or "")
         driver = self._service.start(request, job, buffer)
         try:
             try:
-                await self._deliver(job, buffer, receive, send)
+                await self._deliver(job, buffer, watch, send)
             finally:
                 buffer.first_reader_left()
             if not buffer.ended:
@@ -83,44 +84,41 @@ class JobsRoute:
             driver.cancel()
             await asyncio.wait({driver})
 
-    async def _serve_kept(self, job: JobId, buffer: ResponseBuffer, linger: float, receive: Receive, send: Send) -> None:
+    async def _serve_kept(self, job: JobId, buffer: ResponseBuffer, linger: float, watch: ClientWatch, send: Send) -> None:
         """Serves a job that may outlive the connection by `linger` seconds."""
         self._service.set_linger(buffer, linger)
         try:
-            await self._deliver(job, buffer, receive, send)
+            await self._deliver(job, buffer, watch, send)
         finally:
             self._service.left(job, buffer)
 
-    async def _deliver(self, job: JobId, buffer: ResponseBuffer, receive: Receive, send: Send) -> None:
-        """Sends a response until it ends or its client is gone. Raises TallyError before anything is sent."""
-        relay = asyncio.create_task(_relay(job, buffer, send, self._stall_seconds), name="relay")
-        gone = asyncio.create_task(_wait_until_gone(receive), name="client-gone")
+    async def _deliver(self, job: JobId, buffer: ResponseBuffer, watch: ClientWatch, send: Send) -> None:
+        """Sends a response until it ends or its client is gone. One that takes nothing for `stall_seconds` counts as gone.
+
+        Raises TallyError before anything is sent.
+        """
+        watchdog, begun = Watchdog(self._stall_seconds), False
         try:
-            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(None) as connected, aclosing(buffer.read()) as frames:
+                watch.begin(partial(_interrupt, connected))
+                async for data in frames:
+                    if not begun:
+                        begun = True
+                        await watchdog.wait(send(_response_start(job)))
+                    await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
+                    del data  # what was sent is not held until the next frame comes
+                await watchdog.wait(send({"type": "http.response.body", "body": b""}))
+        except (OSError, TimeoutError):
+            pass
         finally:
-            gone.cancel()
-            relay.cancel()
-            results = await asyncio.gather(relay, gone, return_exceptions=True)
-        if isinstance(results[0], Exception) and not isinstance(results[0], OSError | TimeoutError):
-            raise results[0]
+            watch.end()
+            watchdog.close()
 
 
-async def _relay(job: JobId, buffer: ResponseBuffer, send: Send, stall_seconds: float) -> None:
-    """Sends the frames of a buffer. Raises TimeoutError for a client that takes nothing for `stall_seconds`."""
-    begun = False
-    with closing(Watchdog(stall_seconds)) as watchdog:
-        async with aclosing(buffer.read()) as frames:
-            async for data in frames:
-                if not begun:
-                    begun = True
-                    await watchdog.wait(send(_response_start(job)))
-                await watchdog.wait(send({"type": "http.response.body", "body": data, "more_body": True}))
-        await watchdog.wait(send({"type": "http.response.body", "body": b""}))
-
-
-async def _wait_until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _interrupt(connected: asyncio.Timeout) -> None:
+    """Ends the relay to a client that is gone, unless the relay has ended."""
+    with suppress(RuntimeError):
+        connected.reschedule(0.0)
 
 
 def _read_linger(scope: Scope) -> float | None:
@@ -133,11 +131,12 @@ def _read_linger(scope: Scope) -> float | None:
     return None
 
 
-def _forget_headers(scope: Scope) -> None:
-    """Frees the request's headers, which are not read any more, while its job waits."""
+def _forget(scope: Scope) -> None:
+    """Frees the request's headers and the server's extensions, which are not read any more, while its job waits."""
     headers = scope.get("headers")
     if isinstance(headers, list):
         headers.clear()
+    scope.pop("extensions", None)
 
 
 def _response_start(job: JobId) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -114,22 +115,17 @@ class NodeHub:
         """Serves one connection, from its handshake to its end (ASGI websocket)."""
         await receive()
         extensions = scope.get("extensions") or {}
-        set_limit = extensions.get(FRAME_LIMIT_EXTENSION, int)
-        set_limit(MAX_HELLO)
+        extensions.get(FRAME_LIMIT_EXTENSION, int)(MAX_HELLO)
         await send({"type": "websocket.accept"})
         address = (scope.get("client") or ("",))[0]
         link = NodeLink(receive, send, address, self._queued, extensions.get(WRITE_EXTENSION, queue_all))
+        del extensions, receive, send
         try:
-            with self._counted(address):
-                self._rate_limiter.check_address(address)
-                self._check_room()
-                with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
-                    provider, hello = await self._authenticate(link, scope, watchdog)
-                set_limit(MAX_LINK_FRAME)
-                set_filter = extensions.get(FILTER_EXTENSION, id)
-                set_filter(lambda frames: self._take(link, provider, frames))
-                with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
-                    await self._serve_node(link, provider, hello, watchdog)
+            self._acquire(address)
+            try:
+                await self._serve_node(link, await self._join(link, scope))
+            finally:
+                self._links_by_address -= Counter((address_key(address),))
         except LinkClosed:
             pass
         except InboxOverrun as error:
@@ -141,18 +137,13 @@ class NodeHub:
         finally:
             link.discard_queue()
 
-    @contextlib.contextmanager
-    def _counted(self, address: str) -> Iterator[None]:
-        """Counts a link of an address while it lasts. Raises Unavailable if the address has too many."""
+    def _acquire(self, address: str) -> None:
+        """Counts a link of an address. Raises Unavailable if the address has too many."""
         key = address_key(address)
         if self._links_by_address[key] >= self._per_address:
             text = f"{address} has {self._per_address} node links, the maximum per address; close one first"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
         self._links_by_address[key] += 1
-        try:
-            yield
-        finally:
-            self._links_by_address -= Counter((key,))
 
     def _check_room(self, provider: Address | None = None) -> None:
         """Raises Unavailable if this coordinator accepts no more nodes. A node that reconnects is always accepted."""
@@ -203,16 +194,25 @@ class NodeHub:
         check_endpoint(connect.message.endpoint, self._endpoints, scope.get("server"))
         return connect.message.provider, hello
 
-    async def _serve_node(self, link: NodeLink, provider: Address, hello: Hello, watchdog: Watchdog) -> None:
+    async def _join(self, link: NodeLink, scope: Scope) -> Hello:
+        """Lets a node in that proves its key. Its handshake is forgotten then: it is larger than all else that a node needs."""
+        self._rate_limiter.check_address(link.address)
+        self._check_room()
+        with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
+            provider, hello = await self._authenticate(link, scope, watchdog)
         self._check_room(provider)
+        extensions = scope.get("extensions") or {}
+        extensions.get(FRAME_LIMIT_EXTENSION, int)(MAX_LINK_FRAME)
+        extensions.get(FILTER_EXTENSION, id)(partial(self._take, link, provider))
+        scope.clear()
+        return hello
+
+    async def _serve_node(self, link: NodeLink, hello: Hello) -> None:
+        """Serves a node that was let in, until its link ends."""
+        provider = hello.connect.message.provider
         former = self._links.get(provider)
         self._links[provider] = link
-        subject = node_subject(provider)
-
-        def enqueue(frame: bytes) -> None:
-            if not link.enqueue(frame):
-                self._fail_busy(provider, frame)
-
+        subject, enqueue = node_subject(provider), partial(self._enqueue, link, provider)
         self._bus.attach(subject, enqueue)
         try:
             if former is not None:
@@ -220,17 +220,15 @@ class NodeHub:
                 self._in_background(
                     former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider replaced this one"))
                 )
-            self._replace_asks(provider, hello.listing)
-            link.takes_replicas = hello.replicas
-            welcome = {"replicas": list(self._replicas)} if self._replicas else {}
-            link.enqueue(pack_link(Kind.WELCOME, payload=dumps(welcome)))
-            self._market.node_connected(provider, trace=hello.trace, resume=hello.resume)
-            log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
-            while True:
-                frame = await link.receive(watchdog)
-                if self._links.get(provider) is not link:  # replaced by another connection meanwhile
-                    raise LinkClosed
-                await self._handle(link, provider, frame)
+            self._welcome(link, provider, hello)
+            del hello, former  # its asks are in the book
+            with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
+                while True:
+                    frame = await link.receive(watchdog)
+                    if self._links.get(provider) is not link:  # replaced by another connection meanwhile
+                        raise LinkClosed
+                    await self._handle(link, provider, frame)
+                    del frame
         finally:
             self._bus.detach(subject, enqueue)
             link.discard_queue()
@@ -238,6 +236,19 @@ class NodeHub:
                 del self._links[provider]
                 self._market.node_gone(provider, cut_off=self._stopping)
                 log.info("node gone", provider=provider)
+
+    def _welcome(self, link: NodeLink, provider: Address, hello: Hello) -> None:
+        """Lists the asks of a node, and tells it so. Raises PeerError."""
+        self._replace_asks(provider, hello.listing)
+        link.takes_replicas = hello.replicas
+        welcome = {"replicas": list(self._replicas)} if self._replicas else {}
+        link.enqueue(pack_link(Kind.WELCOME, payload=dumps(welcome)))
+        self._market.node_connected(provider, trace=hello.trace, resume=hello.resume)
+        log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
+
+    def _enqueue(self, link: NodeLink, provider: Address, frame: bytes) -> None:
+        if not link.enqueue(frame):
+            self._fail_busy(provider, frame)
 
     def _fail_busy(self, provider: Address, frame: bytes) -> None:
         """Fails the attempt of a job that does not fit into the queue of its node, without effect on the node's reputation."""

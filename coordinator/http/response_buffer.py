@@ -246,6 +246,7 @@ class ResponseBuffer:
                 if position < end:
                     waiting = self._frames[position - self._first :]
                     yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
+                    del waiting  # what was read is not held until the next frame comes
                     reader.position = end
                     if not self.whole:
                         self._drop(end)

@@ -5,8 +5,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
+
+
+class _Timer:
+    """Looks at all watchdogs of one event loop with the same `seconds`, once in that time. A timer each would take 500 bytes."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._watchdogs: set[Watchdog] = set()
+        self._handle: asyncio.TimerHandle | None = None
+
+    def add(self, watchdog: Watchdog, loop: asyncio.AbstractEventLoop) -> None:
+        self._watchdogs.add(watchdog)
+        if self._handle is None:
+            self._handle = loop.call_later(self._seconds, self._check, loop)
+
+    def discard(self, watchdog: Watchdog) -> None:
+        self._watchdogs.discard(watchdog)
+        if not self._watchdogs and self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._handle = loop.call_later(self._seconds, self._check, loop)
+        now = loop.time()
+        for watchdog in self._watchdogs:
+            watchdog.check(now)
+
+
+_timers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Timer]] = WeakKeyDictionary()
+"""The timers of each event loop, by their seconds."""
 
 
 class Watchdog:
@@ -14,6 +45,8 @@ class Watchdog:
 
     `asyncio.timeout` would create a timer for every await, which costs as much as relaying a frame. Call `close` at the end.
     """
+
+    __slots__ = ("_earlier_cancels", "_loop", "_seconds", "_task", "_timer", "_tripped", "_waiting_since")
 
     def __init__(self, seconds: float) -> None:
         task = asyncio.current_task()
@@ -24,7 +57,9 @@ class Watchdog:
         self._waiting_since: float | None = None
         self._earlier_cancels = 0
         self._tripped = False
-        self._timer = self._loop.call_later(seconds, self._check)
+        timers = _timers.setdefault(self._loop, {})
+        self._timer = timers.get(seconds) or timers.setdefault(seconds, _Timer(seconds))
+        self._timer.add(self, self._loop)
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Returns the result of the awaitable. Raises TimeoutError if the watchdog interrupted it."""
@@ -48,10 +83,9 @@ class Watchdog:
 
     def close(self) -> None:
         """Stops the timer."""
-        self._timer.cancel()
+        self._timer.discard(self)
 
-    def _check(self) -> None:
-        now = self._loop.time()
+    def check(self, now: float) -> None:
+        """Interrupts the await under way if it takes too long. `now`: the time of the event loop."""
         if self._waiting_since is not None and now - self._waiting_since >= self._seconds:
             self.trip()
-        self._timer = self._loop.call_at((self._waiting_since or now) + self._seconds, self._check)

@@ -23,8 +23,8 @@ class Attempt:
     candidate: Candidate
     order: Verified[Order]
     slot_group: SlotGroup
-    draft: MatchDraft = field(repr=False)
-    """What the match log gets to know of the choice."""
+    draft: MatchDraft | None = field(repr=False)
+    """What the match log gets to know of the choice, until it does."""
     number: int = 0
     """Its number among the attempts of its job, from 0."""
     match: bytes = field(default=b"", repr=False)

@@ -188,6 +188,8 @@ class LiveJob:
         """Notes that a chunk of an attempt goes to the client. `deadline`: by when the next one must have arrived."""
         if self.state is not State.STREAMING:
             self.move(Event.OUTPUT)
+            if self.attempt is attempt:  # its client knows the match
+                attempt.match = b""
             self.submission = replace(self.submission, candidates=(), sealed=b"")
         if is_last(payload):
             attempt.mark_delivered()

@@ -86,6 +86,7 @@ class Relay:
                     if kind is Kind.CHUNK:
                         attempt.uncredited += 1
                         self._grant_credit(job, attempt)
+                frame = payload = b""  # which may be large, and the next one may be long in coming
         finally:
             self._hedging.disarm(job)
             if job.at_node:
@@ -142,10 +143,13 @@ class Relay:
 
         A lone coordinator queues both, and waits for nothing. A replica waits until they are on disk. Raises TallyError.
         """
+        draft, attempt.draft = attempt.draft, None
+        if draft is None:
+            raise RuntimeError("the match of an attempt is logged once")
         if self._shared_log is not None:
-            return await self._shared_log.place(job.record(), attempt.order, attempt.draft)
+            return await self._shared_log.place(job.record(), attempt.order, draft)
         self._store.enqueue_job(job.record())
-        return self._match_log.append(job.id, attempt.number, attempt.order, attempt.draft)
+        return self._match_log.append(job.id, attempt.number, attempt.order, draft)
 
     async def _begin_second(self, job: LiveJob) -> Sequence[Frame]:
         """Sends the job to a second node beside the first. Returns the HEDGE for its client, if it still needs one."""

@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+MAX_READS = 64
+"""Reads of one cache under way at a time. A request to the chain takes more memory than what waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class ReadCache(Generic[K, V]):
         self._name, self._read, self._capacity, self._clock = name, read, capacity, clock
         self._values: OrderedDict[K, CachedRead[V]] = OrderedDict()
         self._reads: dict[K, asyncio.Task[V]] = {}
+        self._room = asyncio.Semaphore(MAX_READS)
 
     async def get(self, key: K, *, max_age: float, max_stale: float = 0.0) -> V:
         """The cached value if it is at most `max_age` seconds old, else a new one.
@@ -95,8 +98,9 @@ class ReadCache(Generic[K, V]):
             done.exception()  # retrieved here, since a background read has no other reader
 
     async def _read_and_store(self, key: K) -> V:
-        began = self._clock()
-        value = await self._read(key)
+        async with self._room:
+            began = self._clock()
+            value = await self._read(key)
         self._store(key, CachedRead(value, began))
         return value
 

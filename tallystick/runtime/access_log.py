@@ -76,11 +76,11 @@ class AccessLog:
     ) -> None:
         self._app, self._observe, self._clock = app, observe, clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serves one request. What is no request is only passed on."""
+        return (self._serve if scope["type"] == "http" else self._app)(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin, access = self._clock(), Access(scope["method"], scope["path"][:MAX_PATH])
 
         def observed(message: Message) -> Awaitable[None]:  # no coroutine of its own: this runs for every chunk

@@ -10,6 +10,7 @@ Thousands of requests may wait at once, so a connection also has lighter events 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -23,6 +24,11 @@ _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 """Headers of an offer to change the protocol."""
 _TLS_HANDSHAKE = b"\x16\x03"
 _HTTP2_PREFACE = b"PRI * HTTP/2"
+GONE_EXTENSION = "tallystick.gone"
+"""The ASGI extension that says when a request's client is gone: a function that takes what is called then, or None.
+
+An app that has read the whole body needs no task for that, which would wait in `receive`.
+"""
 
 
 class _Pipeline(list[Any]):
@@ -38,13 +44,15 @@ class _Pipeline(list[Any]):
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection. Requests to DIRECT are served without ASGI."""
 
-    __slots__ = ("_serving",)
+    __slots__ = ("_gone", "_serving")
     DIRECT: DirectRoutes | None = None
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._serving: Any = None
         """The request whose answer is being sent; `cycle` is the one that came last."""
+        self._gone: Callable[[], None] | None = None
+        """What the app of that request wants to be called when its client is gone."""
         self.pipeline = _Pipeline()  # type: ignore[assignment]  # see its docstring
 
     def connection_made(self, transport: Any) -> None:
@@ -63,6 +71,16 @@ class HttpProtocol(HttpToolsProtocol):
             serving.message_event.set()
             if isinstance(serving, DirectRequest):
                 serving.leave()
+            elif self._gone is not None:
+                self._gone()
+
+    def _set_gone(self, gone: Callable[[], None] | None) -> None:
+        """See GONE_EXTENSION."""
+        self._gone = gone
+        if gone is not None:
+            self.flow.resume_reading()  # without that, no end of the connection shows
+            if self._serving is None or self._serving.disconnected:
+                gone()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -82,6 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
             if not self._should_upgrade():
                 return self._without_offer() + data[upgrade.args[0] :]
             self.handle_websocket_upgrade()
+            self.parser = None  # type: ignore[assignment]  # it holds this connection, which the WebSocket's has replaced
         return b""
 
     def _without_offer(self) -> bytes:
@@ -113,6 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             if self.cycle is not former:  # its app has not begun to run
                 self.cycle.message_event = LeanEvent()  # type: ignore[assignment]  # behaves as the event in its place
+                self.scope["extensions"] = {GONE_EXTENSION: self._set_gone}  # type: ignore[dict-item]  # of this server alone
 
     def on_message_complete(self) -> None:
         """Called by the parser."""

@@ -10,7 +10,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -98,6 +98,7 @@ def server_config(
     http, websocket = ConnectionLimiter(_within_open_file_limit(limits or ConnectionLimits()), direct).protocols()
     return uvicorn.Config(
         _with_recursion_limit(app),
+        interface="asgi3",
         host=host,
         port=port,
         log_config=None,
@@ -131,10 +132,11 @@ def _settle_memory() -> None:
 def _with_recursion_limit(app: Any) -> Any:
     """The app with a check of the recursion limit before each request: the libraries may be imported at any time."""
 
-    async def limited(scope: Any, receive: Any, send: Any) -> None:
+    def limited(scope: Any, receive: Any, send: Any) -> Awaitable[None]:  # no coroutine of its own for each connection
         if sys.getrecursionlimit() > MAX_RECURSION:
             sys.setrecursionlimit(MAX_RECURSION)
-        await app(scope, receive, send)
+        awaitable: Awaitable[None] = app(scope, receive, send)
+        return awaitable
 
     return limited
 

@@ -119,15 +119,29 @@ class PartialFrame:
         self._held, self._needed = bytearray(data), size
 
 
-class FastPathWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol with the fast path."""
+_UVICORN_MEMBERS = (
+    "app", "app_state", "asgi_version", "client", "close_sent", "close_timer", "close_timeout", "config", "conn", "connections",
+    "curr_msg_data_type", "default_headers", "disconnected", "frames", "handshake_complete", "handshake_initiated",
+    "initial_response", "last_ping_rtt", "logger", "loop", "pending_ping_payload", "ping_interval", "ping_sent_at",
+    "ping_timeout", "ping_timer", "pong_timer", "queue", "read_paused", "request", "response", "root_path", "scheme", "scope",
+    "server", "tasks", "transport", "writable",
+)  # fmt: skip
 
-    _limit = 0
-    _handler: MessageHandler | None = None
-    _filter: MessageFilter | None = None
+
+class FastPathWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol with the fast path.
+
+    Its members are slots, those that uvicorn sets too: with more than 30 others, each instance would have a whole dictionary of
+    its own (CPython's limit for shared keys), which takes 2 KB more.
+    """
+
+    __slots__ = (*_UVICORN_MEMBERS, "_filter", "_handler", "_limit", "_partial")
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._limit = 0
+        self._handler: MessageHandler | None = None
+        self._filter: MessageFilter | None = None
         self._partial = PartialFrame()
         self.queue = LeanQueue[Any]()  # type: ignore[assignment]  # has what uvicorn uses of it
         self.writable = LeanEvent()  # type: ignore[assignment]  # likewise
@@ -142,6 +156,12 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
             extensions[FRAME_LIMIT_EXTENSION] = self._set_limit
             extensions[DIRECT_EXTENSION], extensions[FILTER_EXTENSION] = self._set_handler, self._set_filter
             extensions[WRITE_EXTENSION] = self._try_send
+
+    def start_keepalive(self) -> None:
+        """Begins to send pings, as the last step of the handshake, whose messages are not held any longer."""
+        super().start_keepalive()
+        self.request.headers.clear()  # the library's parser holds the request as long as the connection lasts
+        self.response.headers.clear()
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tallystick.chain.read_cache import ReadCache
+from tallystick.chain.read_cache import MAX_READS, ReadCache
 from tallystick.protocol.errors import Code, Unavailable
 
 
@@ -138,3 +138,14 @@ async def test_close_cancels_reads() -> None:
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("value of")] == []
+
+
+async def test_only_so_many_reads_are_under_way() -> None:
+    """Readers of many keys share MAX_READS requests at a time, and all get their values."""
+    chain = _Chain(capacity=1_000)
+    chain.answers.clear()
+    readers = [asyncio.create_task(chain.cache.get(f"key {number}", max_age=5)) for number in range(3 * MAX_READS)]
+    await _settle()
+    assert chain.reads == MAX_READS
+    chain.answers.set()
+    assert await asyncio.gather(*readers) == [1] * (3 * MAX_READS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -12,8 +13,16 @@ from websockets.frames import Frame, Opcode
 
 from tallystick.runtime import connection_limiter
 from tallystick.runtime.connection_limiter import ConnectionLimits
+from tallystick.runtime.http_protocol import HttpProtocol
 from tallystick.runtime.serving import serving
-from tallystick.runtime.websocket import DIRECT_EXTENSION, FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS, WRITE_EXTENSION
+from tallystick.runtime.websocket import (
+    DIRECT_EXTENSION,
+    FILTER_EXTENSION,
+    FRAME_LIMIT_EXTENSION,
+    MAX_FRAGMENTS,
+    WRITE_EXTENSION,
+    FastPathWebSocket,
+)
 
 MAX_MESSAGE = 200_000
 
@@ -327,3 +336,24 @@ async def test_a_peer_that_reads_nothing_pauses_the_handler() -> None:
 async def _send_many(socket: ClientConnection, count: int) -> None:
     for _ in range(count):
         await socket.send(bytes(100_000))
+
+
+def _alive(kind: type) -> list[Any]:
+    return [entry for entry in gc.get_objects() if issubclass(type(entry), kind)]  # isinstance would look through weak proxies
+
+
+async def test_an_open_connection_holds_no_handshake() -> None:
+    """Neither its headers nor the HTTP connection that it began as, and it has no dictionary of its own."""
+    gc.collect()
+    gc.disable()
+    try:
+        former = {id(entry) for entry in (*_alive(FastPathWebSocket), *_alive(HttpProtocol))}
+        async with serving(Listener(), "127.0.0.1", 0) as port, connect(f"ws://127.0.0.1:{port}") as socket:
+            await socket.send("count")
+            await socket.recv()
+            [connection] = [entry for entry in _alive(FastPathWebSocket) if id(entry) not in former]
+            assert not [entry for entry in _alive(HttpProtocol) if id(entry) not in former]
+            assert (len(connection.request.headers), len(connection.response.headers)) == (0, 0)
+            assert len(vars(connection)) <= 30, "CPython shares the keys of so many members among all instances"
+    finally:
+        gc.enable()

@@ -16,3 +16,12 @@ def test_quick_run_has_every_figure() -> None:
         assert figures[f"flood_{flood}"]["connected"] > 0
     assert figures["flood_bad_signatures"]["HTTP/1.1 401"] > 0
     assert figures["flood_unfunded_orders"]["HTTP/1.1 402"] > 0
+
+
+def test_memory_alone() -> None:
+    """Without floods, a run measures the crowd's memory and nothing else."""
+    command = [sys.executable, "-m", "scripts.bench_load", "--quick", "--json", "--no-floods"]
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
+    assert (figures["nodes"], figures["asks"], figures["streams"], figures["honest_failed"]) == (20, 60, 10, 0)
+    assert 0 < figures["rss_mib_start"] <= figures["rss_mib_asks"] <= figures["rss_mib"]
+    assert not [name for name in figures if "flood_" in name]

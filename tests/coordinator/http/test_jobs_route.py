@@ -441,6 +441,47 @@ async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[byt
     await call
 
 
+async def test_a_stream_holds_no_chunk_that_was_sent(world: World) -> None:
+    """Nor does it hold its match and its request, while it waits for the next chunk, which may be long in coming."""
+    node = world.node("ann")
+    submission, sent = world.submission(node), list[int]()
+
+    async def send(event: Any) -> None:
+        sent.append(len(event.get("body", b"")))
+
+    call = asyncio.create_task(_call(_route(world.market), [submission.dumps()], send))
+    await quiet()
+    tracemalloc.start()
+    try:
+        node.chunk(submission.job, b"\1" * 500_000)
+        await quiet()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(sent) > 500_000
+    assert held < 100_000, f"{held} bytes"
+    attempt = world.market.live_jobs[submission.job].current
+    assert (attempt.match, attempt.draft) == (b"", None)
+    node.complete(submission.job)
+    await call
+
+
+async def test_a_stream_takes_two_tasks(at: Served) -> None:
+    """One serves the request and one drives the job: none waits for the client to leave."""
+    node = await LinkNode.join(at, ANN)
+    before = asyncio.all_tasks()
+    async with at.http.stream("POST", "/v1/jobs", content=make_submission(node.asks[0]).dumps()) as response:
+        frames = frames_of(response)
+        await anext(frames)
+        job, _ = await node.take_job()
+        await node.send(Kind.CHUNK, job, b"sealed")
+        await anext(frames)
+        assert len(asyncio.all_tasks() - before) == 2
+        await frames.aclose()
+    await node.expect(Kind.CANCEL)
+    await node.finish(job, _cancelled(node))
+
+
 async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:
     """A client that requests old responses and does not read them uses up its own share alone."""
     node = world.node("ann")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,24 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert caught == [asyncio.CancelledError] * 2
+
+
+async def test_watchdogs_share_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait, the event loop has one timer for those of the same time, and none once they are closed."""
+    loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+    call_later = loop.call_later
+
+    def counted(*call: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*call))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    watchdogs = [Watchdog(61) for _ in range(5)]
+    assert len(timers) == 1
+    for watchdog in watchdogs:
+        assert not timers[0].cancelled()
+        watchdog.close()
+    assert timers[0].cancelled()
 
 
 async def test_it_belongs_to_a_task() -> None:
