@@ -20,8 +20,7 @@ def test_quick_run_has_every_figure() -> None:
 
 def test_memory_alone() -> None:
     """Without floods, a run measures the crowd's memory and nothing else."""
-    command = [sys.executable, "-m", "scripts.bench_load", "--quick", "--json", "--no-floods"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
+    figures = run_measurement("bench_load", "--quick", "--json", "--no-floods")
     assert (figures["nodes"], figures["asks"], figures["streams"], figures["honest_failed"]) == (20, 60, 10, 0)
     assert 0 < figures["rss_mib_start"] <= figures["rss_mib_asks"] <= figures["rss_mib"]
     assert not [name for name in figures if "flood_" in name]
