@@ -29,7 +29,7 @@ from scripts.relay.load import Latencies, percentile
 from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.token_evidence import TOP
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount
 
 STREAMS, CHUNKS = 64, 200
 SHORT_TOKENS, SHORT_ROUNDS = 16, 10
@@ -97,6 +97,7 @@ async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figu
             await _whole_path(figures, site, mock, size)
             await _coordinator_alone(figures, site, size)
             if soak:
+                await processes.reserve(site, "node", Amount(processes.PURSE // 2))
                 await load.ask(site.gateway, requests=soak, concurrency=64)
                 figures |= {f"disk_mib_{room}": _database_bytes(site, room) / 2**20 for room in ROOMS}
             figures["rss_mib"] = processes.rss_mib(site.pids["coordinator"])

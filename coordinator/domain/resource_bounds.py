@@ -8,9 +8,10 @@ connection, node or payer, [all] over everything.
 - Sent bytes that are not read: [c] aborted when 64 KiB of them are not taken within 45 s; fewer bytes stay.
 - A request that continues after its response: [c] closed after 45 s.
 - Refused connections that still read their error: [all] 256, 1 s each.
-- Node links: [a] max_nodes_per_address, 64, before their HELLO too, which must arrive within 10 s; [c] one per key; [all] 10,000.
+- Node links: [a] max_nodes_per_address, 64, before their HELLO too, which must arrive within 10 s to 13 s; [c] one per key;
+  [all] 10,000.
 - A link's frame, finished or not: [c] MAX_HELLO, 96 KiB, before the HELLO, MAX_LINK_FRAME, 128 KiB, after it, in at most 64
-  fragments, the first of them at most 90 s old; [a] 64 x 128 KiB = 8 MiB.
+  fragments, the first of them at most 57 s old; [a] 64 x 128 KiB = 8 MiB.
 - Client links: [a] CLIENT_LINKS, 256, whose HELLO must arrive within 10 s. A link's message, finished or not: [c] 4 KiB before
   the HELLO, 256 KiB after it; [a] 256 x 256 KiB = 64 MiB. A submission on a link: [c] 192 KiB. Frames of jobs that have ended
   count as those of nodes do, a refused job as 5 units. A client that does not read is not read.
@@ -22,7 +23,7 @@ connection, node or payer, [all] over everything.
 - Frames queued for nodes: [c] OUTBOX_FRAMES, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB, beside frames of up to
   SMALL_FRAME_BYTES, 1 KiB.
 - Chunks queued for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB an attempt, of which a hedged job has two, and 4 MiB of a
-  buffered response. A client that takes nothing for 45 s to 90 s loses its job. [a] 256 jobs x 14 MiB = 3.5 GiB for that long,
+  buffered response. A client that takes nothing for 45 s to 57 s loses its job. [a] 256 jobs x 14 MiB = 3.5 GiB for that long,
   if its own nodes send as much.
 - Running jobs, lingering ones too: [a] max_jobs_per_address, 256; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
 - Jobs that wait for a free slot: [all] max_waiting_jobs, 10,000, of one model max_waiting_jobs_per_model, 5,000, with bodies of

@@ -8,20 +8,23 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
+LOOKS = 4
 
 
 class _Timer:
-    """Looks at all watchdogs of one event loop with the same `seconds`, once in that time. A timer each would take 500 bytes."""
+    """Looks at all watchdogs of one event loop with the same `seconds`, LOOKS times in that time. A timer each would take 500
+    bytes.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._interval = seconds / LOOKS
         self._watchdogs: set[Watchdog] = set()
         self._handle: asyncio.TimerHandle | None = None
 
     def add(self, watchdog: Watchdog, loop: asyncio.AbstractEventLoop) -> None:
         self._watchdogs.add(watchdog)
         if self._handle is None:
-            self._handle = loop.call_later(self._seconds, self._check, loop)
+            self._handle = loop.call_later(self._interval, self._check, loop)
 
     def discard(self, watchdog: Watchdog) -> None:
         self._watchdogs.discard(watchdog)
@@ -30,7 +33,7 @@ class _Timer:
             self._handle = None
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._handle = loop.call_later(self._seconds, self._check, loop)
+        self._handle = loop.call_later(self._interval, self._check, loop)
         now = loop.time()
         for watchdog in self._watchdogs:
             watchdog.check(now)
@@ -41,7 +44,7 @@ _timers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Timer]] = Wea
 
 
 class Watchdog:
-    """Interrupts an await of the current task that takes longer than `seconds`, after twice that time at the latest.
+    """Interrupts an await of the current task that takes longer than `seconds`, after a quarter more at the latest.
 
     `asyncio.timeout` would create a timer for every await, which costs as much as relaying a frame. Call `close` at the end.
     """

@@ -218,6 +218,16 @@ async def fund(deployment: Deployment, payer: Signer) -> None:
         await rpc.close()
 
 
+async def reserve(site: Site, node: str, amount: Amount) -> None:
+    """Reserves money of the site's payer for a node, which trusts it with no more than that and a little."""
+    rpc = Rpc(site.deployment.rpc or "")
+    try:
+        payer = site.payer
+        await Escrow(rpc, site.deployment).reserve(Sender(rpc, payer), payer.address, provider_of(site, node), amount)
+    finally:
+        await rpc.close()
+
+
 async def _deploy(chain: str, folder: Path, signers: Mapping[str, Signer]) -> Deployment:
     rpc = Rpc(chain)
     try:

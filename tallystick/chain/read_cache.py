@@ -13,10 +13,14 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from tallystick.protocol.errors import Code, Unavailable
+
+MAX_READS = 64
+"""Reads of one cache under way at a time: a request to the chain takes far more memory than what waits for it."""
+ROOM_SECONDS = 10.0
+"""How long a read waits for others to end. So an unavailable chain is known as soon as without MAX_READS."""
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-MAX_READS = 64
-"""Reads of one cache under way at a time. A request to the chain takes more memory than what waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class ReadCache(Generic[K, V]):
         """The cached value if it is at most `max_age` seconds old, else a new one.
 
         A value of at most `max_stale` seconds is also returned at once, and a new one is read in the background. Raises what
-        `read` raises.
+        `read` raises, and Unavailable if too many others are being read.
         """
         cached = self._values.get(key)
         if cached is not None:
@@ -98,11 +102,23 @@ class ReadCache(Generic[K, V]):
             done.exception()  # retrieved here, since a background read has no other reader
 
     async def _read_and_store(self, key: K) -> V:
-        async with self._room:
+        await self._take_room()
+        try:
             began = self._clock()
             value = await self._read(key)
+        finally:
+            self._room.release()
         self._store(key, CachedRead(value, began))
         return value
+
+    async def _take_room(self) -> None:
+        """Raises Unavailable if there is none for ROOM_SECONDS."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS if self._room.locked() else None):
+                await self._room.acquire()
+        except TimeoutError:
+            text = f"the chain is slow: {MAX_READS} reads are under way, for which this one waited {ROOM_SECONDS:g} s"
+            raise Unavailable(Code.CHAIN_UNAVAILABLE, text) from None
 
     def _store(self, key: K, cached: CachedRead[V]) -> None:
         self._values[key] = cached

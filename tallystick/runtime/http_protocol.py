@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,9 +26,10 @@ _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 _TLS_HANDSHAKE = b"\x16\x03"
 _HTTP2_PREFACE = b"PRI * HTTP/2"
 GONE_EXTENSION = "tallystick.gone"
-"""The ASGI extension that says when a request's client is gone: a function that takes what is called then, or None.
+"""The ASGI extension that says when a request's client is gone: a reference to the connection, whose `call_when_gone` does.
 
-An app that has read the whole body needs no task for that, which would wait in `receive`.
+An app that has read the whole body needs no task for that, which would wait in `receive`. The reference is weak, since the
+connection holds the scope, and only the collector would free such a cycle.
 """
 
 
@@ -74,8 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
             elif self._gone is not None:
                 self._gone()
 
-    def _set_gone(self, gone: Callable[[], None] | None) -> None:
-        """See GONE_EXTENSION."""
+    def call_when_gone(self, gone: Callable[[], None] | None) -> None:
+        """Calls this function when the client of the request that is served leaves; None ends that."""
         self._gone = gone
         if gone is not None:
             self.flow.resume_reading()  # without that, no end of the connection shows
@@ -100,8 +102,14 @@ class HttpProtocol(HttpToolsProtocol):
             if not self._should_upgrade():
                 return self._without_offer() + data[upgrade.args[0] :]
             self.handle_websocket_upgrade()
-            self.parser = None  # type: ignore[assignment]  # it holds this connection, which the WebSocket's has replaced
+            self._forget_requests()
         return b""
+
+    def _forget_requests(self) -> None:
+        """Lets go of what holds this object, once a WebSocket's has its connection. That goes on when an earlier answer ends."""
+        if self.cycle is not None:
+            self.cycle.on_response = _nothing
+        self.parser = self.cycle = self._serving = None  # type: ignore[assignment]
 
     def _without_offer(self) -> bytes:
         """The head of the request that was just parsed, without its offer, for a new parser."""
@@ -132,7 +140,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             if self.cycle is not former:  # its app has not begun to run
                 self.cycle.message_event = LeanEvent()  # type: ignore[assignment]  # behaves as the event in its place
-                self.scope["extensions"] = {GONE_EXTENSION: self._set_gone}  # type: ignore[dict-item]  # of this server alone
+                self.scope["extensions"] = {GONE_EXTENSION: ref(self)}  # type: ignore[dict-item]  # of this server alone
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
@@ -155,6 +163,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._serving = cycle
         super()._start_asgi_task(cycle, app if cycle.scope["http_version"] != "1.0" else _ended_by_closing(cycle, app))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tallystick.chain import read_cache as module
 from tallystick.chain.read_cache import MAX_READS, ReadCache
 from tallystick.protocol.errors import Code, Unavailable
 
@@ -128,6 +129,36 @@ async def test_the_oldest_values_are_dropped() -> None:
     assert chain.cache.last("b") is None
 
 
+async def test_reads_of_many_keys_take_turns() -> None:
+    """Readers of many keys share MAX_READS requests at a time, and all get their values."""
+    chain = _Chain(capacity=3 * MAX_READS)
+    chain.answers.clear()
+    readers = [asyncio.create_task(chain.cache.get(f"key {number}", max_age=5)) for number in range(3 * MAX_READS)]
+    await _settle()
+    assert chain.reads == MAX_READS
+    chain.answers.set()
+    assert await asyncio.gather(*readers) == [1] * (3 * MAX_READS)
+
+
+async def test_a_read_waits_for_others_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that others keep waiting learn that the chain is slow, and have what they knew; those under way go on."""
+    monkeypatch.setattr(module, "ROOM_SECONDS", 0.01)
+    chain = _Chain(capacity=3 * MAX_READS)
+    await chain.cache.get("known", max_age=5)
+    chain.answers.clear()
+    readers = [asyncio.create_task(chain.cache.get(f"key {number}", max_age=5)) for number in range(MAX_READS)]
+    await _settle()
+    chain.seconds = 60
+    with pytest.raises(Unavailable, match=r"the chain is slow: 64 reads are under way, for which this one waited 0\.01 s"):
+        await chain.cache.get("known", max_age=5)
+    known = chain.cache.last("known")
+    assert known is not None
+    assert known.value == 1
+    chain.answers.set()
+    assert await asyncio.gather(*readers) == [1] * MAX_READS
+    assert await chain.cache.get("known", max_age=5) == 1
+
+
 async def test_close_cancels_reads() -> None:
     """After close, no read is running."""
     chain = _Chain()
@@ -138,14 +169,3 @@ async def test_close_cancels_reads() -> None:
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("value of")] == []
-
-
-async def test_only_so_many_reads_are_under_way() -> None:
-    """Readers of many keys share MAX_READS requests at a time, and all get their values."""
-    chain = _Chain(capacity=1_000)
-    chain.answers.clear()
-    readers = [asyncio.create_task(chain.cache.get(f"key {number}", max_age=5)) for number in range(3 * MAX_READS)]
-    await _settle()
-    assert chain.reads == MAX_READS
-    chain.answers.set()
-    assert await asyncio.gather(*readers) == [1] * (3 * MAX_READS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tallystick.runtime.http_protocol import explain_malformed
+from tallystick.runtime.http_protocol import HttpProtocol, explain_malformed
 from tallystick.runtime.serving import serving
 
 BODY = b'{"model":"m","text":"' + b"x" * 300 + b'"}'
@@ -229,3 +230,36 @@ async def test_what_is_not_http_1_1(port: int, sent: bytes, reason: str) -> None
 def test_the_parsers_reason_is_told() -> None:
     """An error of the parser itself is told in its own words."""
     assert "too odd" in explain_malformed(b"GET", ValueError("too odd"))
+
+
+def _connections() -> set[int]:
+    return {id(entry) for entry in gc.get_objects() if issubclass(type(entry), HttpProtocol)}
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 3,
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nnot whole",
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n" + OFFERS["websocket"] + b"\r\n",
+    ],
+    ids=["one", "pipelined", "body", "no body", "then a WebSocket"],
+)
+async def test_a_closed_connection_is_freed_without_the_collector(port: int, requests: bytes) -> None:
+    """The collector looks at old objects seldom, so strangers could fill the memory with the heads of their requests."""
+    gc.collect()
+    gc.disable()
+    try:
+        former = _connections()
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(requests)
+            await reader.read(1)
+            writer.close()
+        async with asyncio.timeout(60):
+            while _connections() - former:  # noqa: ASYNC110 - that an object is freed has no event
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
