@@ -137,6 +137,12 @@ async def audits_of(world: World, *jobs: KeptJob) -> list[KnownAudit]:
     return (await (await auditor.store()).latest(64))[::-1]
 
 
+@pytest.fixture(autouse=True)
+def _no_work_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests take what was drawn themselves, however long that takes on a busy machine."""
+    monkeypatch.setattr("tallystick.client.audits.auditor.WORK_SECONDS", 3_600.0)
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", JOBS)
 async def test_no_job_stops_the_audits_of_others(world: World, monkeypatch: pytest.MonkeyPatch, name: str, own: bool) -> None:
