@@ -18,7 +18,7 @@ from tallystick.protocol.errors import Code, Unavailable
 MAX_READS = 64
 """Reads of one cache under way at a time: a request to the chain takes far more memory than what waits for it."""
 ROOM_SECONDS = 10.0
-"""How long a read waits for others to end. So an unavailable chain is known as soon as without MAX_READS."""
+"""How long a read waits for others to end. Then it fails, so that its readers go on with what they know while the chain hangs."""
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
