@@ -172,7 +172,7 @@ def free_port(preferred: int) -> int:
     """The preferred port if it is free, else any free port; 0 prefers none. Until this process ends, no other caller of this
     function gets the port, so a child process may take its time to listen on it. Raises Unavailable if no port is free.
     """
-    for candidate in (*filter(None, [preferred]), *_non_ephemeral_ports(), *[0] * PORT_ATTEMPTS):
+    for candidate in ([preferred] if preferred else []) + _non_ephemeral_ports() + [0] * PORT_ATTEMPTS:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
