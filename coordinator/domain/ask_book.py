@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from operator import attrgetter
-from sys import intern
-from typing import Any, TypeVar
 
 from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
+from coordinator.domain.ask_interning import intern_ask, shared_value
 from coordinator.domain.listed_ask import (
     FREE_SLOT,
     FULL_QUALITY,
@@ -34,41 +33,6 @@ NO_CAPACITY = Capacity(0, 0)
 MAX_FORMER_ASKS = 16
 """Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
-T = TypeVar("T")
-
-
-@lru_cache(maxsize=4_096)
-def _remembered(value: Any) -> Any:  # the type of the value is not known to the cache
-    return value
-
-
-def _shared(value: T) -> T:
-    """Returns an equal value that other asks have already, if one is remembered: many nodes sell the same product."""
-    shared: T = _remembered(value)
-    return shared
-
-
-def _compact(ask: Verified[Ask], provider: Address, keys: dict[bytes, bytes]) -> Verified[Ask]:
-    """Returns the same ask with the values that others have too in common with them. `keys`: the sealing keys of its node's asks,
-    to which its own is added.
-    """
-    message = ask.message
-    shared = replace(
-        message,
-        provider=provider,
-        model=intern(message.model),
-        input_price=_shared(message.input_price),
-        cached_input_price=_shared(message.cached_input_price),
-        output_price=_shared(message.output_price),
-        sealing_suite=intern(message.sealing_suite),
-        sealing_key=keys.setdefault(message.sealing_key, message.sealing_key),
-        context_tokens=_shared(message.context_tokens),
-        max_output_tokens=_shared(message.max_output_tokens),
-        valid_from=_shared(message.valid_from),
-        valid_until=_shared(message.valid_until),
-        spec=_shared(message.spec),
-    )
-    return Verified(shared, ask.signature, ask.digest)
 
 
 def _ignore(_group: SlotGroup) -> None:
@@ -114,7 +78,7 @@ def _set_leads(node: ConnectedNode) -> None:
 
 
 def _set_score(node: ConnectedNode, reliability: int, quality: int) -> None:
-    node.reliability, node.quality = reliability, _shared(quality)
+    node.reliability, node.quality = reliability, shared_value(quality)
 
 
 @dataclass(slots=True)
@@ -166,7 +130,7 @@ class AskBook:
         by_number, keys = self._set_groups(node, slot_groups, numbers, capacity), dict[bytes, bytes]()
         node.asks = tuple(
             ListedAsk(
-                _compact(ask, provider, keys),
+                intern_ask(ask, provider, keys),
                 by_number[number],
                 self.measured(provider, ask.message.model),
                 self.standing(ask.message),
