@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from tallystick.cli.output import note, step
 from tallystick.protocol.errors import BadMessage, Fault, TallyError, Unavailable
 from tallystick.runtime.config import home
 from tallystick.runtime.plaintext import is_loopback
@@ -128,6 +127,8 @@ async def ensure_deployment_file(path: Path, coordinator: str, rpc: str | None, 
     if not is_local(coordinator) and sys.stdin.isatty():
         typer.confirm(f"{text}. Use this market?", default=True, abort=True, err=True)
     checked.deployment.save(path)
+    from tallystick.cli.output import step  # not loaded by a daemon that has its file
+
     step(f"{text}; wrote {path}")
     return path
 
@@ -142,6 +143,8 @@ async def pinned_deployment(config: ClientConfig) -> Path | None:
     None, with a remark, if the default one is of another market or cannot be had now. Raises TallyError for a file that the
     config names.
     """
+    from tallystick.cli.output import note
+
     if config.deployment is not None:
         return await ensure_deployment_file(config.deployment, config.coordinator, config.rpc)
     path = default_deployment_file()

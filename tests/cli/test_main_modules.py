@@ -106,3 +106,11 @@ def test_the_settings_of_a_node_load_no_engine() -> None:
     """Commands that read a node's config load neither its store nor its connections."""
     own = _loaded("-c", "import node.service.config")
     assert {name.partition(".")[0] for name in own} & (NEVER | DATABASE | HTTP | LOGS) == set()
+
+
+def test_a_coordinator_loads_no_colours(tmp_path: Path) -> None:
+    """It writes lines of logs alone, so it runs without the library for tables and colours, which takes 2 MiB."""
+    code = "from tallystick.cli.root import _root; _root(False); import tallystick.cli.daemons, coordinator.app"
+    loaded = _loaded("-c", code, home=tmp_path)
+    assert {"structlog.dev", "tallystick.cli.options", "coordinator.app"} <= loaded
+    assert "rich.console" not in loaded
