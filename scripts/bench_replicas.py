@@ -1,8 +1,9 @@
-"""Measures what a job costs a replica of a coordinator, PostgreSQL and NATS, beside what it costs a coordinator that is alone.
+"""Measures what a job costs each of three replicas of a coordinator, PostgreSQL and NATS, beside what it costs one replica that
+has all the work, and a lone coordinator.
 
 All CPU time is that of the processes, from /proc, so the figures hold for a machine with fewer cores than processes. A lone
-coordinator on SQLite and three replicas take turns with signed jobs, 64 in flight at each, and bare nodes behind them. What
-the processes spend while nobody asks is subtracted. It needs PostgreSQL's programs and nats-server.
+coordinator on SQLite, one replica, and all three of them take turns with signed jobs, 64 in flight at each, and bare nodes behind
+them. What the processes spend while nobody asks is subtracted. It needs PostgreSQL's programs and nats-server.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ class CpuMeter:
     def __init__(self, services: Iterable[Service]) -> None:
         self._services = list(services)
         self._idle = dict[str, float]()
-        self.spent = {service.name: 0.0 for service in self._services}
 
     def _read(self) -> dict[str, float]:
         return {service.name: cpu_of_group(service.pid) for service in self._services}
@@ -98,14 +98,14 @@ class CpuMeter:
         return self._idle
 
     @contextlib.asynccontextmanager
-    async def counting(self) -> AsyncIterator[None]:
-        """Counts what they spend in the block."""
+    async def counting(self, spent: dict[str, float]) -> AsyncIterator[None]:
+        """Adds what they spend in the block."""
         clock, before = asyncio.get_running_loop().time, self._read()
         began = clock()
         yield
         seconds = clock() - began
         for name, now in self._read().items():
-            self.spent[name] += now - before[name] - seconds * self._idle[name]
+            spent[name] = spent.get(name, 0.0) + now - before[name] - seconds * self._idle[name]
 
 
 # ------------------------------------------------------------------------------------------------------------------- load
@@ -155,37 +155,45 @@ async def _measure(folder: Path, size: RunSize) -> Figures:
 
 async def _take_turns(running: Cluster, alone: Service, lone: Lane, lanes: list[Lane], size: RunSize) -> Figures:
     meter = CpuMeter([alone, running["postgres"], running["nats"], *(running[name] for name in running.replicas)])
+    turns: list[tuple[list[Lane], dict[str, float]]] = [([lone], {}), (lanes[:1], {}), (lanes, {})]
     for number in range(size.rounds):
         if number == 1:
             await meter.measure_idle()
-        for turn in ([lone], lanes):
+        for turn, spent in turns:
             posted = [(lane, await asyncio.to_thread(lane.sign, size.jobs)) for lane in turn]  # the nodes' beats go on
-            counting = meter.counting() if number else contextlib.nullcontext()
+            counting = meter.counting(spent) if number else contextlib.nullcontext()
             async with counting:
                 await asyncio.gather(
                     *(load.post(lane.url, jobs, concurrency=IN_FLIGHT, account=lane.payer.address) for lane, jobs in posted)
                 )
-    jobs = size.jobs * (size.rounds - 1)
-    replicas = [meter.spent[name] for name in running.replicas]
+    of_lone, of_one, of_all = (
+        {name: seconds * 1e6 / (size.jobs * (size.rounds - 1) * len(turn)) for name, seconds in spent.items()}
+        for turn, spent in turns
+    )
     return derive(
-        lone=meter.spent[alone.name] * 1e6 / jobs,
-        replica=sum(replicas) * 1e6 / (jobs * REPLICAS),
-        postgres=meter.spent["postgres"] * 1e6 / (jobs * REPLICAS),
-        nats=meter.spent["nats"] * 1e6 / (jobs * REPLICAS),
+        lone=of_lone[alone.name],
+        one=sum(of_one[name] for name in running.replicas),
+        replica=sum(of_all[name] for name in running.replicas),
+        postgres=of_all["postgres"],
+        nats=of_all["nats"],
     ) | {f"idle_cpu_ms_per_s_{name}": 1_000 * value for name, value in meter.idle.items()}
 
 
-def derive(*, lone: float, replica: float, postgres: float, nats: float) -> Figures:
-    """The figures, given the CPU of a job at each, in microseconds."""
+def derive(*, lone: float, one: float, replica: float, postgres: float, nats: float) -> Figures:
+    """The figures, given the CPU of a job in microseconds: at a lone coordinator, at one replica that has all the work, and at
+    each of the replicas, PostgreSQL and NATS while all have work.
+    """
     return {
         "lone_cpu_us_per_job": lone,
+        "one_replica_cpu_us_per_job": one,
         "replica_cpu_us_per_job": replica,
         "postgres_cpu_us_per_job": postgres,
         "nats_cpu_us_per_job": nats,
         "lone_jobs_per_s_core": 1e6 / lone,
+        "one_replica_jobs_per_s_core": 1e6 / one,
         "replica_jobs_per_s_core": 1e6 / replica,
-        "replica_cpu_ratio": replica / lone,
-        "three_replicas_rate_ratio": REPLICAS * lone / replica,
+        "three_replicas_rate_ratio": REPLICAS * one / replica,
+        "three_replicas_to_lone_ratio": REPLICAS * lone / replica,
         "postgres_core_at_jobs_per_s": 1e6 / max(postgres, 1.0),
         "nats_core_at_jobs_per_s": 1e6 / max(nats, 1.0),
     }

@@ -16,7 +16,7 @@ from coordinator.storage.upserts import inserting
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.replicas import Replica
 from tallystick.runtime.database_url import parse_database_url
-from tallystick.runtime.storage import postgres_engine
+from tallystick.runtime.postgres_backend import postgres_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

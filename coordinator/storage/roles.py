@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import URL, Connection, pool, text
 
 from tallystick.runtime.database_url import parse_database_url
-from tallystick.runtime.storage import postgres_engine
+from tallystick.runtime.postgres_backend import postgres_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -21,7 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -39,8 +39,17 @@ MAX_AT_ONCE_IN_A_ROW = 64
 SLOW_SECONDS, SLOW_PAUSE_SECONDS = 0.05, 1.0
 """After a transaction in the event loop that took so long, the thread commits all for a while."""
 log = structlog.get_logger()
-Work = Callable[[Connection], Any]
+R = TypeVar("R")
+Work = Callable[[Connection], R]
 Rows = Sequence[tuple[Prepared, Row]]
+
+
+def run_work(work: Work[R], connection: Connection) -> R:
+    """Runs `work`. An error that no future can hold becomes a RuntimeError."""
+    try:
+        return work(connection)
+    except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
+        raise RuntimeError("StopIteration out of a transaction") from error
 
 
 class Write(NamedTuple):
@@ -49,7 +58,7 @@ class Write(NamedTuple):
     `brief`: it takes a fraction of a millisecond, and few others come meanwhile.
     """
 
-    work: Work | Rows
+    work: Work[Any] | Rows
     future: asyncio.Future[Any]
     synced: bool = True
     awaited: bool = True
@@ -175,7 +184,7 @@ class GroupCommit(ABC):
         self._begin([self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))])
         self._room.set()
 
-    def commit_now(self, _work: Work) -> bool:
+    def commit_now(self, _work: Work[Any]) -> bool:
         """See ThreadCommit."""
         return False
 
@@ -206,8 +215,8 @@ class ThreadCommit(GroupCommit):
 
     def __init__(
         self,
-        transact: Callable[[Work, bool], Any],
-        transact_at_once: Callable[[Work], Any],
+        transact: Callable[[Work[Any], bool], Any],
+        transact_at_once: Callable[[Work[Any]], Any],
         translate: Callable[[Exception], Exception],
         *,
         tick: Callable[[], float] = time.monotonic,
@@ -249,7 +258,7 @@ class ThreadCommit(GroupCommit):
             self._thread_until = ended + SLOW_PAUSE_SECONDS
         return group
 
-    def commit_now(self, work: Work) -> bool:
+    def commit_now(self, work: Work[Any]) -> bool:
         """Does a brief write before it returns, without a sync. Returns False if nothing is written; queue it then.
 
         Nobody shares its transaction.
@@ -286,7 +295,9 @@ class ThreadCommit(GroupCommit):
 class LoopCommit(GroupCommit):
     """Commits in the event loop. `transact` runs a function in a transaction; its second argument: whether it is synced."""
 
-    def __init__(self, transact: Callable[[Work, bool], Awaitable[Any]], translate: Callable[[Exception], Exception]) -> None:
+    def __init__(
+        self, transact: Callable[[Work[Any], bool], Awaitable[Any]], translate: Callable[[Exception], Exception]
+    ) -> None:
         super().__init__(translate)
         self._transact = transact
         self._task: asyncio.Task[None] | None = None

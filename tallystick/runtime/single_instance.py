@@ -21,8 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import parse_database_url
+from tallystick.runtime.postgres_backend import postgres_engine
 from tallystick.runtime.sqlite_backend import sqlite_file
-from tallystick.runtime.storage import postgres_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -10,17 +10,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event, pool
 
 from tallystick.runtime.database_errors import BUSY_SECONDS
-from tallystick.runtime.group_commit import ThreadCommit, Write
+from tallystick.runtime.group_commit import R, ThreadCommit, Work, Write, run_work
 
-R = TypeVar("R")
-Work = Callable[[Connection], R]
 CHECKPOINT_PAGES = 1_000
 """Pages of SQLite's write-ahead log from which on a commit copies them into the database."""
 log = structlog.get_logger()
@@ -124,14 +122,6 @@ def _sqlite_engine(url: URL, pool_class: type[pool.Pool], page_size: int) -> Eng
     engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
     event.listen(engine, "connect", functools.partial(_pragmas, page_size=page_size))
     return engine
-
-
-def run_work(work: Work[R], connection: Connection) -> R:
-    """Runs `work`. An error that no future can hold becomes a RuntimeError."""
-    try:
-        return work(connection)
-    except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
-        raise RuntimeError("StopIteration out of a transaction") from error
 
 
 def sqlite_file(url: URL) -> Path | None:

@@ -14,32 +14,25 @@ thread, PostgreSQL through asyncpg with `run_sync`. It must have no effects exce
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import START_SECONDS, explain, explain_failed_start, is_locked
 from tallystick.runtime.database_migration import MIGRATING, MigrationFailed, migrate
-from tallystick.runtime.database_url import parse_database_url, postgres_dsn
-from tallystick.runtime.group_commit import GroupCommit, LoopCommit, Rows, Write
-from tallystick.runtime.sqlite_backend import R, SqliteBackend, Work, file_identity, run_work
+from tallystick.runtime.database_url import parse_database_url
+from tallystick.runtime.group_commit import GroupCommit, R, Rows, Work, Write
+from tallystick.runtime.postgres_backend import PostgresBackend
+from tallystick.runtime.sqlite_backend import SqliteBackend, file_identity
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-_ATTEMPTS = 5
-"""Of a transaction that PostgreSQL undid because of another process's."""
 _LOCKED_PAUSE = 0.05
 """Seconds before the next attempt to start a database that another process has locked."""
-_CONFLICTS = frozenset({"40001", "40P01"})
-"""SQLSTATEs of a serialization failure and a deadlock."""
 log = structlog.get_logger()
 
 
@@ -54,61 +47,6 @@ class _Backend(Protocol):
     async def close(self) -> None: ...
 
 
-def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
-    """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode."""
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
-
-    dsn, seconds = postgres_dsn(url)
-
-    async def connect() -> Any:
-        import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
-
-        return await asyncpg.connect(dsn, timeout=seconds)
-
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)
-
-
-class _Postgres:
-    """PostgreSQL syncs each write. If it did not, it would forget those of the last half second when its server is killed, and
-    the daemon, which lives on and has acknowledged them, would never know.
-    """
-
-    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
-        self._engine = postgres_engine(url, pool_size=4, pool_pre_ping=True)
-        self.commits = LoopCommit(self._write, translate)
-
-    async def prepare(self) -> None:
-        """Connects. Raises what the driver raises."""
-        async with self._engine.connect():
-            pass
-
-    async def migrate(self, work: Work[None]) -> None:
-        """Runs `work` in a synced transaction."""
-        await self._write(work, synced=True)
-
-    async def read(self, work: Work[R]) -> R:
-        """Runs `work` in a transaction of its own."""
-        async with self._engine.begin() as connection:
-            return await connection.run_sync(functools.partial(run_work, work))
-
-    async def _write(self, work: Work[Any], synced: bool) -> None:  # noqa: ARG002 - all are
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return await self._write_once(work)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
-                    raise
-                log.info("transaction repeated: it met another process's", reason=type(error.orig).__name__)
-        return await self._write_once(work)
-
-    async def _write_once(self, work: Work[Any]) -> None:
-        async with self._engine.begin() as connection:
-            await connection.run_sync(functools.partial(run_work, work))
-
-    async def close(self) -> None:
-        await self._engine.dispose()
-
-
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
@@ -120,7 +58,7 @@ class Database:
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
         sqlite = self.url.drivername.startswith("sqlite")
         self._backend: _Backend = (
-            SqliteBackend(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
+            SqliteBackend(self.url, self._translate, page_size) if sqlite else PostgresBackend(self.url, self._translate)
         )
         self._closed = False
         self._file_identity: tuple[int, int] | None = None

@@ -14,8 +14,9 @@ from coordinator.storage.store import Store
 from tallystick.cli.local.processes import free_port
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.database_errors import is_gone
+from tallystick.runtime.postgres_backend import postgres_engine
 from tallystick.runtime.single_instance import instance_lock
-from tallystick.runtime.storage import Database, postgres_engine
+from tallystick.runtime.storage import Database
 from tests.postgres import POSTGRES, empty_database
 from tests.runtime.test_storage import MIGRATIONS, ids, insert, opened
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, event
@@ -593,3 +594,45 @@ async def test_a_transaction_that_met_another_process_is_repeated(url: str, stat
         assert runs == 1
         query = sa.text("SELECT id FROM facts WHERE id >= 1000")
         assert await database.read(lambda connection: list(connection.execute(query).scalars())) == [1_000]
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("seen", [True, False])
+async def test_a_connection_that_ended_meanwhile_is_replaced(url: str, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its next use: its end came in the connection, or its server is asked because it was idle."""
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    monkeypatch.setattr("tallystick.runtime.postgres_backend._PING_AFTER", 3_600.0 if seen else -1.0)
+    used = set[Any]()
+    async with opened(url) as database, opened(url) as other:
+        pool = database._backend._engine.sync_engine  # type: ignore[attr-defined]
+        event.listen(pool, "checkout", lambda connection, *_: used.add(connection.driver_connection))
+        await asyncio.gather(*(database.read(ids) for _ in range(4)))
+        await other.write(lambda connection: connection.execute(sa.text(end)).all())
+        async with asyncio.timeout(IN_TIME):
+            while not all(connection.is_closed() for connection in used):  # noqa: ASYNC110 - the driver has no event for it
+                await asyncio.sleep(0.01)
+        if not seen:
+            monkeypatch.setattr("asyncpg.Connection.is_closed", lambda _: False)
+        assert await database.write(insert(7)) == 7
+        assert await database.read(ids) == [0, 7]
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("idle", [True, False])
+async def test_the_server_is_asked_only_about_idle_connections(url: str, idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question before each transaction would cost as much as a statement of it."""
+    asked = list[str]()
+    fetchrow = asyncpg.Connection.fetchrow
+
+    async def count(connection: Any, query: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(query)
+        return await fetchrow(connection, query, *arguments, **options)
+
+    async with opened(url) as database:
+        monkeypatch.setattr("tallystick.runtime.postgres_backend._PING_AFTER", -1.0 if idle else 3_600.0)
+        monkeypatch.setattr("asyncpg.Connection.fetchrow", count)
+        for number in range(3):
+            await database.write(insert(number + 1))
+    assert asked == [";"] * 3 * idle

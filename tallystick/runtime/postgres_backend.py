@@ -1,0 +1,106 @@
+"""The PostgreSQL side of storage.py: an engine over asyncpg, whose transactions run in the event loop."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy import URL, event
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, InvalidatePoolError
+
+from tallystick.runtime.database_url import postgres_dsn
+from tallystick.runtime.group_commit import LoopCommit, R, Work, run_work
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+_ATTEMPTS = 5
+"""Of a transaction that PostgreSQL undid because of another process's."""
+_PING_AFTER = 1.0
+"""Seconds for which nobody used a connection to PostgreSQL, after which the server is asked whether it is still there."""
+_CONFLICTS = frozenset({"40001", "40P01"})
+"""SQLSTATEs of a serialization failure and a deadlock."""
+log = structlog.get_logger()
+
+
+def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
+    """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
+
+    dsn, seconds = postgres_dsn(url)
+
+    async def connect() -> Any:
+        import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
+
+        return await asyncpg.connect(dsn, timeout=seconds)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)
+
+
+def _check_at_checkout(engine: AsyncEngine) -> None:
+    """Replaces connections of the pool that have ended. A question to the server, which costs a write as much as a statement, is
+    asked only of those that nobody has used for a while: asyncpg learns from the socket that a server has gone.
+    """
+
+    def returned(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["returned"] = time.monotonic()
+
+    def taken(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if connection.driver_connection.is_closed():
+            raise InvalidatePoolError
+        now = time.monotonic()
+        if now - record.info.get("returned", now) > _PING_AFTER:
+            try:
+                connection.ping()
+            except (EmulatedDBAPIException, OSError) as error:
+                raise InvalidatePoolError from error
+
+    event.listen(engine.sync_engine, "checkin", returned)
+    event.listen(engine.sync_engine, "checkout", taken)
+
+
+class PostgresBackend:
+    """PostgreSQL syncs each write. If it did not, it would forget those of the last half second when its server is killed, and
+    the daemon, which lives on and has acknowledged them, would never know.
+    """
+
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
+        self._engine = postgres_engine(url, pool_size=4)
+        _check_at_checkout(self._engine)
+        self.commits = LoopCommit(self._write, translate)
+
+    async def prepare(self) -> None:
+        """Connects. Raises what the driver raises."""
+        async with self._engine.connect():
+            pass
+
+    async def migrate(self, work: Work[None]) -> None:
+        """Runs `work` in a synced transaction."""
+        await self._write(work, synced=True)
+
+    async def read(self, work: Work[R]) -> R:
+        """Runs `work` in a transaction of its own."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(functools.partial(run_work, work))
+
+    async def _write(self, work: Work[Any], synced: bool) -> None:  # noqa: ARG002 - all are
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._write_once(work)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+                    raise
+                log.info("transaction repeated: it met another process's", reason=type(error.orig).__name__)
+        return await self._write_once(work)
+
+    async def _write_once(self, work: Work[Any]) -> None:
+        async with self._engine.begin() as connection:
+            await connection.run_sync(functools.partial(run_work, work))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._engine.dispose()
