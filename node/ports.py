@@ -131,6 +131,19 @@ class ClaimableTab:
         return min(self.cumulative, self.order.message.ceiling) - self.settled
 
 
+class DoubtfulReceipt(NamedTuple):
+    """A receipt with a charge that no coordinator had confirmed when the process was killed that signed it.
+
+    `before`: the total of its tab without it, in base units.
+    """
+
+    coordinator: Address
+    job: JobId
+    payer: Address
+    seq: int
+    before: Amount
+
+
 class TabConflict(Exception):
     """A receipt does not follow the last one that is stored, which has this `seq` and this total in base units."""
 
@@ -210,6 +223,22 @@ class ReceiptStore(Protocol):
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
         """Marks the receipts of these jobs as confirmed by the coordinator."""
+        ...
+
+
+class VoidStore(Protocol):
+    """The store that voids receipts of a killed process."""
+
+    async def doubtful_receipts(self) -> list[DoubtfulReceipt]:
+        """Returns the receipts that charge and that no coordinator has confirmed."""
+        ...
+
+    async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:
+        """Removes the last receipts of a payer's tab, lowest first, durably. Their numbers stay used. Returns their orders, which
+        have no receipt then.
+
+        Returns nothing and removes nothing if they are not the last, or if a total with them was claimed or settled.
+        """
         ...
 
 

@@ -20,7 +20,17 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.reputation import Reputation
 from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed_bytes
-from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable, rate_limited
+from tallystick.protocol.errors import (
+    BadMessage,
+    BadReceipt,
+    BadSignature,
+    Code,
+    Fault,
+    Refusal,
+    Unavailable,
+    Undelivered,
+    rate_limited,
+)
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
@@ -234,7 +244,8 @@ def check_unique(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> No
 def check_relayed(attempt: AttemptRecord, receipt: Receipt) -> None:
     """Checks a receipt against what was relayed of its attempt. Raises BadReceipt.
 
-    A finished response, and any charge, needs the last chunk. A cancel by the client needs this coordinator's cancel to the node.
+    A finished response, and any charge, needs the last chunk; without it, the error is Undelivered. A cancel by the client needs
+    this coordinator's cancel to the node.
     """
     if attempt.unseen:
         return
@@ -243,4 +254,4 @@ def check_relayed(attempt: AttemptRecord, receipt: Receipt) -> None:
         raise BadReceipt("receipt.outcome: client_cancelled, but this coordinator sent the provider no cancel by the client")
     if not attempt.delivered and (receipt.cost or outcome in (Outcome.COMPLETED, Outcome.LENGTH)):
         charged = f"{outcome.name.lower()} at a cost of {format_amount(receipt.cost)} dollars"
-        raise BadReceipt(f"receipt.outcome: {charged}, but the last chunk of the response never reached this coordinator")
+        raise Undelivered(f"receipt.outcome: {charged}, but the last chunk of the response never reached this coordinator")

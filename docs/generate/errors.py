@@ -53,6 +53,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "provider",
         "Nothing to pay. Keep the evidence (`tally receipt evidence`) and choose another provider.",
     ),
+    Code.UNDELIVERED: (
+        "A receipt charges for an answer whose last chunk never reached the coordinator.",
+        "provider",
+        "Nothing to pay. Send the request again.",
+    ),
     Code.BAD_SEAL: (
         "Ciphertext does not open, or a stream's chunks are reordered, missing or altered.",
         "sender or relay",

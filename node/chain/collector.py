@@ -56,8 +56,8 @@ class Collector:
     """See the module's docstring.
 
     `link` returns the connection to a coordinator, if there is one; `on_funds` receives the chain's state of a payer; `on_check`
-    receives the time of each check. `alarm` is called once for each event that the operator should see: a payer with debt
-    withdraws, or a debt will soon be unclaimable.
+    receives the time of each check; `in_doubt` returns whether a payer's tab must not be claimed now. `alarm` is called once for
+    each event that the operator should see: a payer with debt withdraws, or a debt will soon be unclaimable.
     """
 
     def __init__(
@@ -73,11 +73,12 @@ class Collector:
         policy: ClaimPolicy | None = None,
         on_funds: Callable[[Address, Funds], None] = lambda _payer, _funds: None,
         on_check: Callable[[int], None] = lambda _now: None,
+        in_doubt: Callable[[Address], bool] = lambda _payer: False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._signer, self._domain, self._store, self._chain = signer, domain, store, chain
         self._link, self.policy, self._on_funds, self._now = link, policy or ClaimPolicy(), on_funds, now
-        self._alarm, self._settlement, self._on_check = alarm, settlement, on_check
+        self._alarm, self._settlement, self._on_check, self._in_doubt = alarm, settlement, on_check, in_doubt
         self._alarmed: set[tuple[str, Address]] = set()
         self._watch_from = self._skip = 0
         self._empty_purses: dict[Address, RetryDelay] = {}
@@ -120,8 +121,9 @@ class Collector:
         """Claims the tabs that are due, or `everything` that is owed; returns the number of claimed tabs. Raises Unavailable."""
         now, policy = self._now(), self.policy
         self._on_check(int(now))
-        tabs = await self._store.claimable(int(now), MAX_TABS, self._skip)
-        self._skip = self._skip + MAX_TABS if len(tabs) == MAX_TABS else 0
+        listed = await self._store.claimable(int(now), MAX_TABS, self._skip)
+        self._skip = self._skip + MAX_TABS if len(listed) == MAX_TABS else 0
+        tabs = [tab for tab in listed if not self._in_doubt(tab.payer)]
         withdrawing = await self._raise_alarms(tabs, now)
         wanted = [
             tab

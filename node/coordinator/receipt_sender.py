@@ -27,10 +27,10 @@ time.
 """
 _BATCH_SECONDS = 1.0
 RETRY_SECONDS, RETRY_GROWTH = 0.2, 1.25
-"""The first pause between two rounds to a coordinator of which a replica was lost. Each further one is longer by a quarter.
+"""The first pause between two rounds to a coordinator that will decide soon. Each further one is longer by a quarter.
 
 The other replicas take a lost one's receipts as soon as the payer cancels the job there, or once they know that it is gone, which
-takes some seconds.
+takes some seconds. So does the wait for the rest of an answer whose node was killed.
 """
 MAX_UNSAVED = 8_192
 """Acknowledgements of one coordinator that wait to be saved. The receipts of further ones are sent once more."""
@@ -45,7 +45,7 @@ class ReceiptSender:
         """The open links to each coordinator, one for each replica, oldest first."""
         self._fresh: set[Address] = set()
         self._pauses: dict[Address, float] = {}
-        """The next pause, for each coordinator of which a replica was lost, until it has confirmed all receipts."""
+        """The next pause, for each coordinator that will decide soon, until it has confirmed all receipts."""
         self._next_page: dict[Address, int] = {}
         self._unsaved: dict[Address, set[JobId]] = {}
         self._has_fresh, self._has_unsaved = asyncio.Event(), asyncio.Event()
@@ -57,11 +57,15 @@ class ReceiptSender:
         if len(links) == 1:
             self._resend(link.coordinator)
 
+    def resend_soon(self, coordinator: Address) -> None:
+        """Sends a coordinator's unconfirmed receipts again within moments, for as long as it leaves any without an answer."""
+        self._pauses[coordinator] = RETRY_SECONDS
+        self._resend(coordinator)
+
     def resend_now(self) -> None:
         """Sends all unconfirmed receipts to every coordinator, because some were never sent."""
         for coordinator in self._links:
-            self._pauses[coordinator] = RETRY_SECONDS
-            self._resend(coordinator)
+            self.resend_soon(coordinator)
 
     def _resend(self, coordinator: Address) -> None:
         self._fresh.add(coordinator)
@@ -73,8 +77,7 @@ class ReceiptSender:
         if link in links:
             links.remove(link)
         if links:
-            self._pauses[link.coordinator] = RETRY_SECONDS
-            self._resend(link.coordinator)
+            self.resend_soon(link.coordinator)
         else:
             self._links.pop(link.coordinator, None)
             self._pauses.pop(link.coordinator, None)

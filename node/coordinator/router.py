@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.state_recovery import StateRecovery
+from node.domain.order_admission import MatchedOrder
+from node.jobs.doubtful_receipts import DoubtfulReceipts
 from node.jobs.runner import JobRunner
 from node.ports import Link
 from tallystick.protocol.errors import error_from_json
@@ -16,10 +19,11 @@ from tallystick.protocol.wire import CancelReason, Kind, loads
 
 @dataclass(frozen=True, slots=True)
 class LinkRouter:
-    """Passes link events to the job runner, the receipt sender, state recovery and the match log's watch (link.LinkHandler)."""
+    """Passes link events to the components of a node that concern them (link.LinkHandler)."""
 
     runner: JobRunner
     receipt_sender: ReceiptSender
+    doubtful_receipts: DoubtfulReceipts
     state_recovery: StateRecovery
     match_watch: MatchWatch
 
@@ -28,11 +32,23 @@ class LinkRouter:
         self.match_watch.on_connected(link)
         self.state_recovery.connected(link)
         self.receipt_sender.connected(link)
+        if self.doubtful_receipts.connected(link):
+            self.receipt_sender.resend_soon(link.coordinator)
         if self.state_recovery.is_complete(link.coordinator):
             self.close_unfinished()
 
+    def close_voided(self, orders: Sequence[MatchedOrder]) -> None:
+        """Signs receipts at no cost for orders whose receipts were voided."""
+        self.runner.reopen(orders)
+        self.close_unfinished()
+
     def close_unfinished(self) -> None:
-        """Signs receipts for orders that a killed process began, once state recovery is complete."""
+        """Signs receipts for orders that a killed process began, once state recovery is complete.
+
+        They wait for doubtful receipts too, which can only be voided while none follows them.
+        """
+        if self.doubtful_receipts.pending:
+            return
         self.runner.close_unfinished(self.receipt_sender.resend_now)
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
@@ -50,10 +66,13 @@ class LinkRouter:
         elif kind is Kind.RECALLED:
             self.state_recovery.page_received(link, payload)
         elif kind is Kind.RECEIPT_REFUSED:
-            self.receipt_sender.refused(link, job, error_from_json(loads(payload, "refusal"), 502))
+            error = error_from_json(loads(payload, "refusal"), 502)
+            if not self.doubtful_receipts.refused(link, job, error):
+                self.receipt_sender.refused(link, job, error)
             self.runner.resumable.forget(job)
         else:
             self.receipt_sender.acknowledged(link, job)
+            self.doubtful_receipts.acknowledged(link, job)
             self.runner.resumable.forget(job)
 
     def disconnected(self, link: Link) -> None:

@@ -242,6 +242,10 @@ class Tabs:
         if seq > tab.seq:
             self._change(payer, tab._replace(seq=seq, cumulative=cumulative))
 
+    def roll_back(self, payer: Address, cumulative: Amount) -> None:
+        """Lowers a tab's total to what it was before its last receipts, which were voided. Their numbers stay used."""
+        self._change(payer, self.account(payer).tab._replace(cumulative=cumulative))
+
     def drop(self, payer: Address, max_cost: Amount) -> None:
         """Removes a job that ended without a receipt."""
         self._change(payer, self.account(payer).tab.drop(max_cost))

@@ -85,10 +85,14 @@ class ReceiptSigner:
         """Signs a receipt at no cost for an order that is refused and consumed. Returns None if it cannot be stored."""
         return await self._write(matched, _ReceiptContent(outcome=Outcome.REFUSED))
 
+    def reopen(self, orders: Iterable[MatchedOrder]) -> None:
+        """Takes orders whose receipts were voided. `close_unfinished` signs receipts at no cost for them."""
+        self.unfinished += orders
+
     async def close_unfinished(self) -> int:
         """Signs receipts at no cost for orders that a killed process began; returns the number of receipts.
 
-        No last chunk of these orders left, so nothing is charged. Call it once the last receipt number of each tab is known.
+        No last chunk of these orders arrived, so nothing is charged. Call it once the last receipt number of each tab is known.
         """
         accounts = [self._tabs.account(matched.payer) for matched in self.unfinished]
         complete = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -181,6 +181,10 @@ class JobRunner:
         """Signs the receipts of orders that a killed process began, once. Then calls `then`, if there were any."""
         if self._receipt_signer.unfinished:
             self._start(self._refusing, self._close_unfinished(then), "unfinished orders")
+
+    def reopen(self, orders: Iterable[MatchedOrder]) -> None:
+        """Takes orders whose receipts were voided, for `close_unfinished`."""
+        self._receipt_signer.reopen(orders)
 
     def reconfigure(self, rules: AdmissionRules, deadlines: Deadlines, tiers: Tiers) -> None:
         """Applies new rules, deadlines and tiers to later jobs."""

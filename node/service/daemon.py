@@ -27,6 +27,7 @@ from node.coordinator.state_recovery import StateRecovery
 from node.domain.published_asks import PublishedAsks, Seller
 from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
+from node.jobs.doubtful_receipts import DoubtfulReceipts
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
 from node.pages.provider_pages import ProviderPages
@@ -99,6 +100,12 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     coordinator_credit = await _coordinator_credit(config, resources, metrics)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
+    doubtful_receipts = DoubtfulReceipts(store, tabs, await store.doubtful_receipts())
+
+    def is_ready(coordinator: Address) -> bool:
+        """Whether jobs of a coordinator may be taken: all receipts there are known, and none is in doubt."""
+        return state_recovery.is_complete(coordinator) and doubtful_receipts.is_decided(coordinator)
+
     runner = await _job_runner(
         config,
         resources,
@@ -107,17 +114,20 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         metrics=metrics,
         links=links,
         match_watch=match_watch,
-        state_recovery=state_recovery,
+        is_ready=is_ready,
         coordinator_credit=coordinator_credit,
         receipt_sender=receipt_sender,
         export=export,
     )
-    router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
-    listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
+    router = LinkRouter(runner, receipt_sender, doubtful_receipts, state_recovery, match_watch)
+    listing = _listing_for(asks, resources.engine_pool, runner, is_ready, coordinator_credit)
     links.make_link = _link_maker(config, signer, links, router, listing)
     resources.engine_pool.on_change = links.announce_capacity
-    state_recovery.on_complete = partial(_on_recovery_complete, links, router)
+    state_recovery.on_complete = partial(_on_ready, links, router)
     tabs.on_stale_state, coordinator_credit.on_change = links.announce_asks, links.announce_asks
+    doubtful_receipts.on_decided = partial(_on_ready, links, router)
+    doubtful_receipts.on_voided = router.close_voided
+    doubtful_receipts.on_unpaid, doubtful_receipts.on_kept = coordinator_credit.record_unpaid, receipt_sender.refused
     watcher = ChainWatcher(
         chain, chain, tabs, connected=links.coordinators, max_fee_bps=lambda: node.config.admission.max_fee_bps
     )
@@ -128,7 +138,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         state_recovery=state_recovery,
         chain_watcher=watcher,
         links=links,
-        collector=_collector(config, resources, tabs, metrics, links),
+        collector=_collector(config, resources, tabs, metrics, links, in_doubt=doubtful_receipts.concern),
         payouts=resources.payouts,
         ask_publisher=_ask_publisher(config, resources.engine_pool, asks, links.announce_asks, engine_suspected),
         metrics=metrics,
@@ -157,7 +167,7 @@ async def _job_runner(
     metrics: NodeMetrics,
     links: CoordinatorLinks,
     match_watch: MatchWatch,
-    state_recovery: StateRecovery,
+    is_ready: Callable[[Address], bool],
     coordinator_credit: CoordinatorCredit,
     receipt_sender: ReceiptSender,
     export: SpanExport | None,
@@ -181,7 +191,7 @@ async def _job_runner(
         deadlines=config.deadlines,
         consumed_orders=dict(await store.consumed_orders(now)),
         on_capacity_change=links.announce_capacity,
-        may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
+        may_take_jobs=lambda link: is_ready(link.coordinator),
         on_match=match_watch.on_match,
         on_client_head=match_watch.on_client_head,
         on_stranded_receipt=receipt_sender.resend_now,
@@ -250,7 +260,15 @@ async def _state_recovery(
     )
 
 
-def _collector(config: NodeConfig, resources: Resources, tabs: Tabs, metrics: NodeMetrics, links: CoordinatorLinks) -> Collector:
+def _collector(
+    config: NodeConfig,
+    resources: Resources,
+    tabs: Tabs,
+    metrics: NodeMetrics,
+    links: CoordinatorLinks,
+    *,
+    in_doubt: Callable[[Address], bool],
+) -> Collector:
     """Makes the component that turns receipts into money."""
     return Collector(
         signer=resources.signer,
@@ -261,6 +279,7 @@ def _collector(config: NodeConfig, resources: Resources, tabs: Tabs, metrics: No
         policy=config.claims,
         on_funds=tabs.observe,
         on_check=tabs.expire,
+        in_doubt=in_doubt,
         settlement=resources.settlement,
         alarm=metrics.alarm,
     )
@@ -270,23 +289,21 @@ def _listing_for(
     asks: PublishedAsks,
     engine_pool: EnginePool,
     runner: JobRunner,
-    state_recovery: StateRecovery,
+    is_ready: Callable[[Address], bool],
     coordinator_credit: CoordinatorCredit,
 ) -> ListingFor:
-    """Returns what decides the asks of a coordinator: none before its state recovery is complete, and none while it is
-    suspended.
-    """
+    """Returns what decides the asks of a coordinator: none before its jobs may be taken, and none while it is suspended."""
 
     def listing_for(endpoint: str, coordinator: Address) -> Listing:
-        if not (state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint)):
+        if not (is_ready(coordinator) and coordinator_credit.serves(endpoint)):
             return Listing((), (), {})
         return engine_pool.listing(asks, runner.capacities())
 
     return listing_for
 
 
-def _on_recovery_complete(links: CoordinatorLinks, router: LinkRouter) -> None:
-    """Offers asks and closes unfinished orders, after the state recovery with a coordinator is complete."""
+def _on_ready(links: CoordinatorLinks, router: LinkRouter) -> None:
+    """Offers asks and closes unfinished orders, after a coordinator said which receipts it has."""
     links.announce_asks()
     router.close_unfinished()
 

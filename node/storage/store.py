@@ -7,7 +7,7 @@ written before; see docs/explanation/durability.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +23,14 @@ from node.domain.tabs import Funds, StoredTab
 from node.ports import (
     ClaimableTab,
     CoordinatorHour,
+    DoubtfulReceipt,
     FeeTotal,
     PayoutRecord,
     ReceiptRecord,
     UnacknowledgedReceipt,
     WriteOff,
 )
+from node.storage import voiding
 from node.storage.job_rows import NO_CEILING, JobWrite, add_ceiling, put_tabs, tab_end, tab_row, to_beginning, to_ending
 from node.storage.job_writer import JobWriter, failed
 from node.storage.retention import Page, prune
@@ -174,6 +176,16 @@ class SqlStore:
         """See ports.ReceiptStore."""
         rows = [{"of_job": job, "of_coordinator": coordinator} for job in jobs]
         await self._db.write(lambda c: _ACKNOWLEDGE.run(c, *rows), synced=False)
+
+    async def doubtful_receipts(self) -> list[DoubtfulReceipt]:
+        """See ports.VoidStore."""
+        return await self._db.read(voiding.doubtful)
+
+    async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:
+        """See ports.VoidStore."""
+        numbers = await self._db.write(partial(voiding.void, payer=payer, receipts=receipts))
+        self._running |= {matched.order.digest: number for number, matched in numbers.items()}
+        return list(numbers.values())
 
     # State recovery
 

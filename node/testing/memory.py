@@ -14,6 +14,7 @@ from node.domain.upstream_models import UpstreamModel
 from node.ports import (
     ClaimableTab,
     CoordinatorHour,
+    DoubtfulReceipt,
     EngineEvent,
     EngineLoad,
     JobReport,
@@ -96,8 +97,8 @@ class _Tab:
 
 
 class MemoryStore:
-    """ports.JobStore, ReceiptStore, ClaimStore, CoordinatorCreditStore and StartupStore. `fault`, if set, is raised by the next
-    writes.
+    """ports.JobStore, ReceiptStore, VoidStore, ClaimStore, CoordinatorCreditStore and StartupStore. `fault`, if set, is raised by
+    the next writes.
     """
 
     def __init__(self) -> None:
@@ -164,6 +165,34 @@ class MemoryStore:
         """See ports.ReceiptStore."""
         self._check()
         self.acknowledged_jobs |= set(jobs)
+
+    async def doubtful_receipts(self) -> list[DoubtfulReceipt]:
+        """See ports.VoidStore."""
+        return [
+            DoubtfulReceipt(
+                record.matched.order.message.coordinator,
+                record.matched.job,
+                record.matched.payer,
+                record.receipt.message.seq,
+                Amount(record.receipt.message.cumulative_cost - record.receipt.message.cost),
+            )
+            for record in self.receipt_records
+            if record.receipt.message.cost and record.matched.job not in self.acknowledged_jobs
+        ]
+
+    async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:
+        """See ports.VoidStore."""
+        self._check()
+        tab, before, numbers = self._tabs.get(payer, _Tab()), receipts[0].before, [receipt.seq for receipt in receipts]
+        last = list(range(tab.seq - len(numbers) + 1, tab.seq + 1))
+        if numbers != last or max(tab.funds.settled, tab.claimed) > before:
+            return []
+        voided = [
+            record for record in self.receipt_records if record.matched.payer == payer and record.receipt.message.seq in last
+        ]
+        self.receipt_records = [record for record in self.receipt_records if record not in voided]
+        self._tabs[payer] = replace(tab, cumulative=before)
+        return [MatchedOrder(record.matched.job, record.matched.order, record.matched.terms) for record in voided]
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""

@@ -161,7 +161,9 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
     processes = [process for process in Process if process not in absent]
     impossible = [(Process.COORDINATOR, Fault.FULL_DISK)] if site.on_postgres else []
     alone = [process for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned]
-    impossible += [(process, fault) for process in alone for fault in (Fault.PARTITION, Fault.PACKET_LOSS, Fault.RESET)]
+    impossible += [
+        (process, fault) for process in alone for fault in (Fault.PARTITION, Fault.PACKET_LOSS, Fault.RESET, Fault.CRASH)
+    ]
     entries = schedule(seed, processes, faults, only, impossible)
     clients = Clients(site, f"seed-{seed}", random.Random(f"clients {seed}"))
     striker = Striker(site, clients, random.Random(f"strikes {seed}"))
@@ -174,7 +176,7 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
             with activity(text):
                 struck = await striker.strike(entry)
             report.struck.append(struck)
-            if entry.fault is Fault.KILL and struck.name != "rpc":
+            if entry.fault in {Fault.KILL, Fault.CRASH} and struck.name != "rpc":
                 kills.append(struck.name)
             note(f"seed {seed}: {entry.fault.value} {struck.name}, {entry.phase.value}: {struck.outage:.1f} s")
         with activity(f"seed {seed}: checking what holds after the faults"):

@@ -34,6 +34,8 @@ class Fault(str, Enum):
 
     KILL = "kill"
     """SIGKILL. Of the RPC endpoint: its connections are reset, and its port is closed for a while."""
+    CRASH = "crash"
+    """SIGKILL as a machine that stops: what it has sent and nobody has got yet is lost."""
     PAUSE = "pause"
     """SIGSTOP, and SIGCONT later."""
     PARTITION = "partition"
@@ -61,6 +63,7 @@ class Process(str, Enum):
 
 POSSIBLE: dict[Fault, frozenset[Process]] = {
     Fault.KILL: frozenset(Process),
+    Fault.CRASH: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.PAUSE: frozenset(Process),
     Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
     Fault.PACKET_LOSS: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),

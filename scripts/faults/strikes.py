@@ -114,9 +114,11 @@ class Striker:
         if entry.fault is Fault.KILL and name != "rpc":
             kill(self.site, name)
             return
-        if entry.fault is Fault.RESET:
+        if entry.fault in {Fault.RESET, Fault.CRASH}:
             for proxy in self._cut(name):
                 proxy.reset()
+            if entry.fault is Fault.CRASH:
+                kill(self.site, name)
             return
         begin, end = self._begin, self._end
         await begin(entry, name)

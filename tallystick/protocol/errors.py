@@ -42,6 +42,7 @@ class Code(str, Enum):
     BAD_MESSAGE = "bad_message"
     BAD_SIGNATURE = "bad_signature"
     BAD_RECEIPT = "bad_receipt"
+    UNDELIVERED = "undelivered"
     BAD_SEAL = "bad_seal"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
@@ -103,6 +104,7 @@ PUBLIC: dict[Code, Public] = {
     Code.BAD_MESSAGE: Public(400, _INVALID),
     Code.BAD_SIGNATURE: Public(401, "authentication_error"),
     Code.BAD_RECEIPT: Public(502, _SERVER),
+    Code.UNDELIVERED: Public(502, _SERVER),
     Code.BAD_SEAL: Public(400, _INVALID),
     Code.BODY_TOO_LARGE: Public(413, _INVALID),
     Code.UNSUPPORTED_ENCODING: Public(415, _INVALID),
@@ -232,6 +234,12 @@ class BadReceipt(PeerError):
 
     code = Code.BAD_RECEIPT
     fault = Fault.PROVIDER
+
+
+class Undelivered(BadReceipt):
+    """A receipt charges for an answer whose end never came."""
+
+    code = Code.UNDELIVERED
 
 
 class BadSeal(PeerError):

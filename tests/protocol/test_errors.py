@@ -63,7 +63,7 @@ STATUSES = {
     413: "body_too_large",
     415: "unsupported_encoding",
     499: "cancelled",
-    502: "bad_receipt provider_failed engine_unavailable",
+    502: "bad_receipt undelivered provider_failed engine_unavailable",
     503: "no_provider node_busy node_gone chain_unavailable coordinator_unavailable database_unavailable port_unavailable "
     "already_running process_failed shutting_down client_busy",
     504: "timed_out",

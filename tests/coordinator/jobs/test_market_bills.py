@@ -52,10 +52,10 @@ def _owed(world: World, node: FakeNode) -> int:
     return tab.cumulative if tab else 0
 
 
-async def _assert_nothing_billed(world: World, node: FakeNode, client: Client) -> None:
+async def _assert_nothing_billed(world: World, node: FakeNode, client: Client, code: Code = Code.UNDELIVERED) -> None:
     assert client.kinds[-1] is Kind.FAIL
-    assert (client.failure.code, client.failure.fault, client.failure.retry) == (Code.BAD_RECEIPT, Fault.PROVIDER, False)
-    assert _refused(node) == ["bad_receipt"]
+    assert (client.failure.code, client.failure.fault, client.failure.retry) == (code, Fault.PROVIDER, False)
+    assert _refused(node) == [code.value]
     assert (await _receipts(world, client), _owed(world, node)) == ({}, 0)
     assert node.got(Kind.RECEIPT_ACK) == []
     assert world.market.reputation.score(node.address) < UNKNOWN_PROVIDER.score
@@ -415,7 +415,7 @@ async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
         late_receipt = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
         await node.send(Kind.LATE_RECEIPT, job, dumps(late_receipt.to_json()))
         refusals.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
-        assert [refusal["error"]["code"] for refusal in refusals] == ["bad_receipt"] * 2
+        assert [refusal["error"]["code"] for refusal in refusals] == ["undelivered"] * 2
         kind, payload = list(FrameReader().feed((await post).content))[-1]
         assert (kind, loads(payload, "failure")["error"]["retry"]) == (Kind.FAIL, False)
         assert at.store.receipts == {}

@@ -92,7 +92,7 @@ async def test_a_node_that_is_back_has_one_receipt(world: World) -> None:
     assert not client.ended
     node.hand_in(client.job.id, receipts[1])
     await quiet()
-    assert client.failure.code is Code.BAD_RECEIPT
+    assert client.failure.code is Code.UNDELIVERED
     assert node.got(Kind.RECEIPT_REFUSED, client.job.id)
     world.assert_idle()
 

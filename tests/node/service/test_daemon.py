@@ -29,12 +29,12 @@ from node.service.status_socket import read_status
 from tallystick.chain.deployment import Deployment
 from tallystick.cli.local.processes import free_port
 from tallystick.protocol.eip712 import Verified, read_signed_bytes
-from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable, Undelivered
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Failure, Kind, loads
+from tallystick.protocol.wire import Failure, Kind, dumps, loads
 from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import DOMAIN, PROVIDER, Client, PlacedJob, signer
@@ -172,6 +172,61 @@ async def test_receipts_survive_a_kill(site: Site) -> None:
         assert following.seq == 2
         process.terminate()
         assert await process.wait() == 0
+
+
+async def last_free_receipt(connection: Connection, placed: PlacedJob) -> LateReceipt:
+    """Waits for a receipt at no cost that comes late."""
+    count = 1
+    while True:
+        raw = await connection.until(Kind.LATE_RECEIPT, count, job=placed.job)
+        late_receipt = LateReceipt.from_json(loads(raw, "late receipt"))
+        if not late_receipt.receipt.message.cost:
+            return late_receipt
+        count += 1
+
+
+async def test_an_answer_whose_end_a_kill_lost_is_not_charged(site: Site) -> None:
+    """The coordinator refuses its receipt as undelivered. Until then the restarted node offers nothing and signs nothing; then it
+    signs a receipt at no cost with the next number, and goes on from the total before. What it finished and the coordinator got
+    stays charged.
+    """
+    async with node(site) as (process, connection, ask):
+        site.coordinator.acknowledge = False
+        first = await site.place(connection, ask)
+        paid = await receipt(connection, first)
+        site.engine._usual = Simulation(token_seconds=1.0)
+        cut = await site.place(connection, ask)
+        await connection.until(Kind.CHUNK, 2, cut.job)
+        site.engine._usual = Simulation()
+        lost = await site.place(connection, ask)
+        charged = await receipt(connection, lost)
+        assert (charged.seq, charged.cumulative_cost) == (2, paid.cumulative_cost + charged.cost)
+        process.kill()
+        await process.wait()
+    process = await site.start()
+    try:
+        connection = await site.coordinator.connections.get()
+        await connection.until(Kind.LATE_RECEIPT, 2, job=lost.job)  # asked again while there is no answer
+        assert not connection.of(Kind.LATE_RECEIPT, cut.job)
+        await connection.send(Kind.RECEIPT_ACK, first.job)
+        await connection.until(Kind.LATE_RECEIPT, 4, job=lost.job)
+        assert not connection.of(Kind.LATE_RECEIPT, cut.job)
+        assert not connection.hello.asks
+        assert not any(loads(listing, "asks")["asks"] for listing in connection.of(Kind.ASKS))
+        await connection.send(Kind.RECEIPT_REFUSED, lost.job, dumps(Undelivered("the last chunk never came").as_json()))
+        free = [await last_free_receipt(connection, placed) for placed in (lost, cut)]
+        for placed, late_receipt in zip((lost, cut), free, strict=True):
+            signed = late_receipt.receipt.verify(DOMAIN).message
+            check_receipt(placed.order, placed.terms, signed)
+            assert (signed.outcome, signed.cost) == (Outcome.PROVIDER_ERROR, 0)
+            assert signed.cumulative_cost == paid.cumulative_cost
+        assert sorted(late_receipt.receipt.message.seq for late_receipt in free) == [3, 4]
+        (ask,) = [offered.verify(DOMAIN) for offered in await connection.asks()]
+        following = await receipt(connection, await site.place(connection, ask))
+        assert (following.seq, following.cumulative_cost) == (5, paid.cumulative_cost + following.cost)
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_an_order_cut_off_by_a_kill_is_released(site: Site) -> None:
@@ -503,7 +558,7 @@ async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
             process.kill()
             await process.communicate()
     async with node(site, **settings) as (process, first, ask):
-        assert first.hello.asks, "all have answered, so an absent coordinator blocks no work"
+        assert (await receipt(first, await site.place(first, ask))).seq == 4, "all have answered: an absent one blocks no work"
 
 
 async def test_an_operator_may_skip_a_coordinator(site: Site) -> None:

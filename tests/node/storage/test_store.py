@@ -41,11 +41,13 @@ def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at
     return ReceiptRecord(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
 
 
-async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **changes: object) -> ReceiptRecord:
-    """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
+async def finish(
+    store: Store, client: Client, seq: int = 0, *, at: int = NOW, total: int | None = None, **changes: object
+) -> ReceiptRecord:
+    """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units, or at `total`."""
     placed = client.order(ASK, order_with=changes)
     await store.begin(admitted(placed), at)
-    records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
+    records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq if total is None else total)), at=at)
     await store.record_receipt(records)
     return records
 
@@ -392,3 +394,67 @@ async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
             if table not in ("alembic_version", "schema_owner", "sqlite_sequence")
         }
     assert records == {table.name: {column.name for column in table.columns} for table in metadata.tables.values()}
+
+
+async def test_the_last_receipts_of_a_tab_can_be_voided(store: Store) -> None:
+    """Their numbers stay used, their cost leaves the total, and their orders have no receipt, until they get another one."""
+    client = Client()
+    records = [await finish(store, client, seq) for seq in range(3)]
+    await store.acknowledge(COORDINATOR.address, [records[0].matched.job])
+    doubtful = await store.doubtful_receipts()
+    assert [(receipt.job, receipt.seq, receipt.before) for receipt in doubtful] == [
+        (record.matched.job, seq, 40 * (seq - 1)) for seq, record in zip((2, 3), records[1:], strict=True)
+    ]
+    assert {(receipt.coordinator, receipt.payer) for receipt in doubtful} == {(COORDINATOR.address, PAYER.address)}
+    orders = await store.void(PAYER.address, doubtful)
+    assert [matched.job for matched in orders] == [record.matched.job for record in records[1:]]
+    assert (await store.doubtful_receipts(), await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)) == ([], [])
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (3, 40)
+    assert [matched.job for matched in await store.unfinished_orders(NOW)] == [matched.job for matched in orders]
+    (tab,) = await store.claimable(NOW, 10)
+    assert (tab.seq, tab.cumulative) == (3, 40)
+
+    for seq, matched in enumerate(orders, 3):
+        tab_before = ProviderTab(seq, Amount(40))
+        usage = Usage(0, 0, 0)
+        free = make_receipt(
+            matched.order,
+            matched.terms,
+            tab_before,
+            usage=usage,
+            outcome=Outcome.PROVIDER_ERROR,
+            commitment=Hash(bytes(32)),
+            finished_at=NOW,
+        )
+        await store.record_receipt(ReceiptRecord(matched, PROVIDER.sign(free, DOMAIN)))
+    await finish(store, client, 5, total=40)
+    (row,) = await store.tabs(NOW)
+    assert (row.seq, row.cumulative) == (6, 80)
+    assert await store.unfinished_orders(NOW) == []
+    assert len(await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)) == 3
+    assert len(await store.doubtful_receipts()) == 1
+
+
+async def test_what_rests_on_a_receipt_keeps_it_from_being_voided(store: Store) -> None:
+    """A later receipt, a claim or a payment does: a lower total after it would cost the stake, or contradict the chain."""
+    client = Client()
+    for seq in range(3):
+        await finish(store, client, seq)
+    first, second, third = await store.doubtful_receipts()
+    assert await store.void(PAYER.address, [first, second]) == []
+    assert await store.void(PAYER.address, [first, third]) == []
+    assert await store.void("0x" + "77" * 20, [third]) == []
+    (tab,) = await store.claimable(NOW, 10)
+    row = ClaimRow(payer=PAYER.address, order_hash=tab.order.digest, seq=2, cumulative_cost=Amount(81))
+    await store.record_claim(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW)
+    assert await store.void(PAYER.address, [third]) == []
+    await store.record_claim(
+        PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(replace(row, cumulative_cost=Amount(80)),)), DOMAIN), NOW
+    )
+    await store.record_funds(PAYER.address, Funds(settled=Amount(81)), NOW)
+    assert await store.void(PAYER.address, [third]) == []
+    await store.record_funds(PAYER.address, Funds(settled=Amount(80)), NOW)
+    assert [matched.job for matched in await store.void(PAYER.address, [third])] == [third.job]
+    (left,) = await store.tabs(NOW)
+    assert (left.seq, left.cumulative) == (3, 80)
