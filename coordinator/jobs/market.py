@@ -248,6 +248,7 @@ class Market:
             self._returns.resumers.add(provider)
         for job, attempt in self._attempts_of(provider):
             self._returns.resume(job, attempt)
+        self._relay.lost_dispatches.node_connected(provider)
 
     def _attempts_of(self, provider: Address) -> list[tuple[LiveJob, Attempt]]:
         """The open attempts of a provider, each with its job."""

@@ -18,6 +18,7 @@ from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import BEGIN, Hedging
 from coordinator.jobs.live_job import LiveJob, link_payload
+from coordinator.jobs.lost_dispatches import LostDispatches
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.node_frames import CREDIT_STEP, NodeFrames
@@ -67,6 +68,7 @@ class Relay:
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
         self.frames = NodeFrames(limits, tick, accepted=self._note_accept, begun=self._begin_output, grant=self._grant_credit)
+        self.lost_dispatches = LostDispatches(bus, now)
         self.trace_takers: set[Address] = set()
         """The connected providers whose nodes take TRACE frames."""
         self.stopping = False
@@ -246,6 +248,8 @@ class Relay:
 
         A node's refusal concerns its own tab, ask or clock, so the next candidate is tried all the same.
         """
+        if kind == GONE and attempt.match and not (self.stopping or attempt.dismissed):
+            self.lost_dispatches.add(attempt)
         void = await self._void(job, attempt, kind, payload)
         told: list[Frame] = [] if void is None else [(Kind.VOID, void)]
         if attempt.released:  # the job was ended while the receipt was stored

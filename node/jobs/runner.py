@@ -101,6 +101,8 @@ class JobRunner:
         self._deadlines, self._now, self.traces = deadlines or Deadlines(), now, JobTraces(tracing)
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
+        self._remembered_since = int(now())
+        """Orders with an earlier deadline are not known to be new: none of them gets a receipt for its refusal."""
         self._prune_at = _PRUNE_SIZE
         self._kept_evidence, self._tiers = kept_evidence or KeptEvidence(), tiers or Tiers(())
         self._on_match, self._on_client_head, self._on_stranded_receipt = on_match, on_client_head, on_stranded_receipt
@@ -128,6 +130,7 @@ class JobRunner:
             self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
         elif overload is None:
             self._held_bytes += len(payload)
+            self._pending[job] = link
             work = self._run(link, job, payload, self.traces.begin(link, job))
             self._start(self._tasks, work, f"job {job.hex()}")
         elif len(self._refusing) < _MAX_REFUSING:
@@ -224,7 +227,6 @@ class JobRunner:
     # One job
 
     async def _run(self, link: Link, job_id: JobId, payload: bytes, trace: JobTrace | None) -> None:
-        self._pending[job_id] = link
         size = len(payload)
         try:
             dispatch = Dispatch.loads(payload)
@@ -347,8 +349,10 @@ class JobRunner:
         return pool
 
     def _consume_order(self, matched: MatchedOrder) -> bool:
-        """Consumes a refused order; returns False if it was seen meanwhile, since another task closes it then."""
+        """Consumes a refused order; returns False if it was seen before, or may have been."""
         if matched.order.digest in self._consumed_orders or matched.job in self._jobs:
+            return False
+        if matched.order.message.deadline <= self._remembered_since:
             return False
         self._remember(matched, int(self._now()))
         return True
@@ -362,7 +366,7 @@ class JobRunner:
         )
         if len(self._consumed_orders) > self._prune_at:
             self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
-            self._prune_at = max(_PRUNE_SIZE, 2 * len(self._consumed_orders))
+            self._prune_at, self._remembered_since = max(_PRUNE_SIZE, 2 * len(self._consumed_orders)), now
 
     async def _admit_to_tab(self, admitted: AdmittedJob, now: int) -> Amount:
         """Admits the job to the payer's tab, and returns what the payer has settled on it. Known funds may be seconds old, so a

@@ -28,7 +28,7 @@ END = ResponseEnd(b"done", usage=ReportedUsage(20, 5, 10))
 SPOILT: dict[str, dict[str, Any]] = {
     "order_terms": {"terms_with": {"ask": Hash(bytes(32))}},
     "unknown_model": {"terms_with": {"model": "another"}},
-    "order_expired": {"order_with": {"deadline": NOW}},
+    "order_expired": {"order_with": {"deadline": NOW + 1}},
     "unauthorised_tab": {"order_with": {"ceiling": Amount(1)}},
     "cost_above_cap": {"terms_with": {"max_cost": Amount(1)}},
 }
@@ -43,6 +43,7 @@ async def refused(harness: RunnerHarness, placed: PlacedJob) -> Failure:
 async def test_a_refused_order_is_released(code: str) -> None:
     """For any refusal of an order on this node, the FAIL frame carries a receipt at no cost that continues the tab."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
+    harness.now = NOW + 2
     placed = harness.dispatch(None, **SPOILT[code])
     receipt = await harness.refusal_receipt(placed)
     assert (await harness.failure(placed))["code"] == code
@@ -55,12 +56,14 @@ async def test_a_refused_order_is_released(code: str) -> None:
 async def test_a_released_order_never_runs(code: str) -> None:
     """An order whose cap was released is consumed: dispatched again, even after a restart, it is refused without a receipt."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, END))
+    harness.now = NOW + 2
     placed = harness.dispatch(None, **SPOILT[code])
     await harness.refusal_receipt(placed)
     harness.dispatch_again(placed)
     again = Failure.loads(await harness.link.until(Kind.FAIL, placed.job, 2))
     assert (again.error.code, again.receipt) == (Code.ORDER_REPLAYED, None)
     later = RunnerHarness(engine, store=harness.store)
+    later.now = harness.now
     later.dispatch_again(placed)
     assert (await refused(later, placed)).receipt is None
     assert not engine.requests
