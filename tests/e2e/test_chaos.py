@@ -23,17 +23,23 @@ POSTGRES = bool(os.environ.get("TALLYSTICK_TEST_POSTGRES"))
 
 
 @pytest.mark.timeout(1_800)
-def test_connections_that_break_with_the_last_chunk_in_them(tmp_path: Path) -> None:
-    """The payer pays what the provider charges, and the coordinator knows of it: the node sends the end of the answer again."""
+@pytest.mark.parametrize(
+    ("only", "fault", "says"),
+    [("last chunk", "reset", "the end of an answer is sent again"), ("node/last chunk", "crash", "receipts voided")],
+)
+def test_last_chunks_that_are_lost(tmp_path: Path, only: str, fault: str, says: str) -> None:
+    """The payer pays what the provider charges, and the coordinator knows of it: the node sends the end of the answer again, or
+    does not charge for it if it was killed.
+    """
     command = [sys.executable, "-m", "scripts.faults", "--json", "--database", "sqlite", "--keep", str(tmp_path / "chaos")]
-    command += ["--only", "last chunk", "--fault", "reset"]
+    command += ["--only", only, "--fault", fault]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr[-4_000:]
     report = json.loads(done.stdout)
     assert report["violations"] == [], done.stderr[-4_000:]
-    assert sum(report["other_faults"]["reset"]["last chunk"].values()) >= 12
+    assert sum(report["other_faults"][fault]["last chunk"].values()) >= 12
     logs = [log.read_text() for log in (tmp_path / "chaos").rglob("node-*.log")]
-    assert any("the end of an answer is sent again" in log for log in logs)
+    assert any(says in log for log in logs)
     assert not any("the coordinator refused a receipt" in log for log in logs)
 
 
