@@ -143,7 +143,7 @@ class InputCheck:
         except BadMessage as error:
             return LineError("invalid_json_line", f"This line is not parseable as valid JSON: {error}", number)
         if not isinstance(document, dict):
-            return LineError("invalid_json_line", "This line is JSON, but no object.", number)
+            return LineError("invalid_json_line", "This line is JSON, but not an object.", number)
         return self._fault_of_members(number, document)
 
     def _fault_of_members(self, number: int, document: dict[str, Any]) -> LineError | None:
