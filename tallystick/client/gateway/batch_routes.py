@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tallystick.client.batches.input_lines import ENDPOINTS, is_encodable, normal_endpoint
+from tallystick.client.batches.input_lines import ENDPOINTS, normal_endpoint
 from tallystick.client.batches.records import BATCH_INPUT, Batch, BatchStatus
 from tallystick.client.batches.service import BatchService
 from tallystick.client.batches.store import new_id
@@ -24,7 +24,7 @@ from tallystick.client.ledger.idempotency import check_key
 from tallystick.client.selection.options import HEADER, RequestOptions, read_options, restrict_to_key
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_count, read_text
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import is_encodable, parse_lenient
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.content_encoding import read_codings
@@ -89,7 +89,7 @@ async def _read_new(request: Request, service: BatchService, now: int) -> Batch:
         raise _fault("endpoint", f"expected one of {', '.join(ENDPOINTS)}, got {str(document.get('endpoint'))[:60]!r}")
     seconds = read_window(document.get("completion_window"))
     file_id = document.get("input_file_id")
-    if not isinstance(file_id, str):
+    if not isinstance(file_id, str) or not is_encodable(file_id):
         raise _fault("input_file_id", "expected the id of an uploaded file")
     file = await service.store.file(caller, file_id)
     if file.purpose != BATCH_INPUT:

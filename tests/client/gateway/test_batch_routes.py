@@ -334,6 +334,7 @@ async def test_callers_see_their_own(fake: FakeMarket, wallet: Signer, config: C
         ({"completion_window": "25 hours"}, None),
         ({"completion_window": "8d"}, None),
         ({"input_file_id": 7}, "input_file_id"),
+        ({"input_file_id": "\ud800"}, "input_file_id"),
         ({"metadata": {"a": 1}}, None),
         ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
         ({"metadata": {"a": "\ud800"}}, "metadata"),
