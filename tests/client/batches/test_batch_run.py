@@ -42,6 +42,11 @@ class Refuses:
             self.run.stop(RunEnd.STOPPED)
         return LineAnswer(402, "", b"{}", code="over_budget", message="no money")
 
+    async def keys(self, batch: str) -> set[str]:
+        """No job was placed."""
+        assert batch
+        return set()
+
     async def key_state(self, key: str) -> KeyState:
         """No job was placed."""
         assert key
