@@ -61,6 +61,11 @@ def parse_lenient(data: bytes, name: str) -> Any:
         raise BadMessage(f"{name}: not JSON: {error}") from None
 
 
+def is_encodable(text: str) -> bool:
+    """Whether a text is Unicode: without lone surrogates, which JSON's escapes allow."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def dump_lenient(value: Any) -> bytes:
     """Compact JSON of what `load_lenient` returned. Lone surrogates become escapes again.
 

@@ -30,8 +30,11 @@ SCRYPT_N = 1 << 17
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Writes a file of mode 0600 atomically and durably. Creates missing folders with mode 0700.
 
-    With `replace` false it raises FileExistsError if the file exists, even if another process creates it at the same moment.
+    With `replace` false it raises FileExistsError if the file exists, even if another process creates it at the same moment. A
+    device, a pipe or a folder is never replaced.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "expected a file or a new name", str(path))
     for folder in (*reversed(path.parent.parents), path.parent):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)

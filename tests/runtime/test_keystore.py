@@ -360,6 +360,16 @@ def test_a_private_file_and_its_name_are_synced(tmp_path: Path, monkeypatch: pyt
     assert synced == ["file, name there: False, bytes: 4", "folder, name there: True, bytes: 0"]
 
 
+def test_a_private_file_replaces_no_device(tmp_path: Path) -> None:
+    """A pipe stays one, as /dev/stdout would; so does a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(FileExistsError):
+            write_private(path, b"data")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_private_file_can_insist_on_being_new(tmp_path: Path) -> None:
     """Without `replace`, an existing file is not changed."""
     write_private(tmp_path / "f", b"old", replace=False)

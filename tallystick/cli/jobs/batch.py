@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from tallystick.cli.options import Config, Json
 from tallystick.cli.output import note, show_fields, show_json, show_table, strip_control
 from tallystick.cli.progress import Activity, Unit, activity
-from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable, error_from_json
+from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.routes import CHAT
 
 if TYPE_CHECKING:
@@ -62,8 +62,13 @@ def create(
         uploaded = _upload(http, file)
         body = {"input_file_id": uploaded["id"], "endpoint": endpoint or _endpoint_of(file), "completion_window": window}
         headers = {} if options is None else {"x-tally-options": options}
-        batch = _call(http, "POST", "/v1/batches", json=body, headers=headers)
+        try:
+            batch = _call(http, "POST", "/v1/batches", json=body, headers=headers)
+        except TallyError:
+            http.delete(f"/v1/files/{uploaded['id']}")  # no batch reads it
+            raise
         if wait:
+            note(f"created {batch['id']}, which goes on without this command; stop it with: tally batch cancel {batch['id']}")
             batch = _wait(http, batch)
     _show(batch, as_json=as_json, title="batch")
     _exit_for(batch, waited=wait)
@@ -136,12 +141,15 @@ def download(
 
 
 def _save(answer: httpx.Response, output: Path | None) -> None:
-    """Writes to a file, which is complete or not there, or to standard output."""
+    """Writes to a file, which is complete or not there, or to standard output or a device, which are never replaced."""
     if output is None:
-        for piece in answer.iter_bytes():
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+        _copy(answer, sys.stdout.buffer)
         return
+    if output.exists() and not output.is_file():
+        with output.open("wb") as device:
+            _copy(answer, device)
+        return
+    output = output.resolve()  # a link stays one
     part = output.with_name(f".{output.name}.part")
     try:
         size = int(answer.headers.get("content-length", 0)) or None
@@ -152,6 +160,11 @@ def _save(answer: httpx.Response, output: Path | None) -> None:
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _copy(answer: httpx.Response, output: BinaryIO) -> None:
+    output.writelines(answer.iter_bytes())
+    output.flush()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,6 +26,7 @@ from tallystick.client.batches.records import Batch, InputLine, LineState, Usage
 from tallystick.client.batches.sealed_stream import SealedReader
 from tallystick.client.batches.store import BatchStore, LineResult
 from tallystick.client.batches.window import elapsed_step
+from tallystick.protocol.errors import Code
 
 log = structlog.get_logger()
 PAGE_LINES = 256
@@ -77,7 +78,9 @@ class BatchRun:
         self._page, self._cursor, self._exhausted = deque[InputLine](), 0, False
         self._deferred: list[tuple[float, int, InputLine]] = []
         self._tries: dict[int, int] = {}
-        self._paused = PausedModels()
+        self._paused, self._parked_next = PausedModels(), False
+        self._unsold = Counter[str]()
+        """Pauses of a model that began because nobody sold it."""
         self._sold = {batch.model} if batch.completed and batch.model is not None else set[str]()
         """Models that were sold since the batch began: if nobody sells one now, its providers are away."""
         self._running: set[asyncio.Task[None]] = set()
@@ -175,9 +178,12 @@ class BatchRun:
     async def _next_line(self) -> InputLine | None:
         if self._deferred and self._deferred[0][0] <= self._tick():
             return heapq.heappop(self._deferred)[2]
-        parked = self._paused.next(self._tick())
-        if parked is not None:
-            return parked
+        self._parked_next = not self._parked_next  # in turn, so that lines which cannot be placed hold up no others
+        if self._parked_next:
+            return self._paused.next(self._tick()) or await self._unread_line()
+        return await self._unread_line() or self._paused.next(self._tick())
+
+    async def _unread_line(self) -> InputLine | None:
         model = self._batch.model  # if all lines name one model, a pause of it is one of all
         if model is not None and self._paused.until(model) > self._tick():
             return None
@@ -195,27 +201,29 @@ class BatchRun:
         now = self._now()
         step, options = elapsed_step(now, batch.created_at, batch.expires_at), self._options_at(batch, now)
         job = LineJob(batch.caller, batch.endpoint, key, options, request.model, step, request.body)
+        unsold = self._unsold[request.model]
         try:
             answer = await self._answerer.answer(job)
         except Exception:  # a bug must not stop the other lines
             log.exception("a line of a batch failed", batch=batch.id, line=line.number)
             answer = LineAnswer(500, "", b"", code="internal_error", message="the gateway failed; its log says why")
         state = KeyState.UNUSED if answer.status < 400 else await self._answerer.key_state(key)
-        tries = self._tries.get(line.number, 0)
         if shows_sale(answer):
             self._sold.add(request.model)
-        decision = decide(answer, state, line.attempt, 0 if request.model in self._sold else tries)
+        decision = decide(answer, state, line.attempt, 0 if request.model in self._sold else unsold)
         if decision in (Decision.COMPLETE, Decision.FAIL):
             if state is KeyState.BILLED:
                 answer = replace(answer, cost=max(answer.cost, await self._answerer.key_cost(key)))
             await self._end_line(line, request, answer, key, decision)
             return
-        self._tries[line.number] = tries + 1
         if decision is Decision.WAIT:
-            self._paused.pause(request.model, self._tick())
-            self._paused.park(request.model, line, first=True)
+            if self._paused.pause(request.model, self._tick()) and answer.code == Code.UNKNOWN_MODEL.value:
+                self._unsold[request.model] += 1
+            self._paused.park(request.model, line)
             self.waiting = f"{request.model}: {answer.message}"[:500]
         elif decision is Decision.RESUME:
+            tries = self._tries.get(line.number, 0)
+            self._tries[line.number] = tries + 1
             self._defer(line, self._tick() + wait_seconds(tries))
         else:
             await self._store.next_attempt(batch.id, line.number, line.attempt + 1)

@@ -16,7 +16,7 @@ from tallystick.client.batches.output_lines import longest_unanswered
 from tallystick.client.batches.records import InputLine, LineError
 from tallystick.client.openai.requests import MAX_MODEL_NAME
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import dump_lenient, parse_lenient
+from tallystick.protocol.lenient_json import dump_lenient, is_encodable, parse_lenient
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 
 ENDPOINTS: Final = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
@@ -36,11 +36,6 @@ def normal_endpoint(value: object) -> str | None:
         return None
     path = value if value.startswith("/v1/") else f"/v1{value}"
     return path if path in ENDPOINTS else None
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text is Unicode: without lone surrogates, which JSON's escapes allow."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +138,7 @@ class InputCheck:
         except BadMessage as error:
             return LineError("invalid_json_line", f"This line is not parseable as valid JSON: {error}", number)
         if not isinstance(document, dict):
-            return LineError("invalid_json_line", "This line is JSON, but no object.", number)
+            return LineError("invalid_json_line", "This line is JSON, but not an object.", number)
         return self._fault_of_members(number, document)
 
     def _fault_of_members(self, number: int, document: dict[str, Any]) -> LineError | None:

@@ -69,8 +69,10 @@ class LateAnswers:
 
     async def _placed(self) -> list[InputLine]:
         placed, after = list[InputLine](), 0
+        keys = await self._answerer.keys(self._batch.id)  # all at once: a large batch has few
         while page := await self._store.pending(self._batch.id, after, PAGE_LINES):
-            placed += [line for line in page if await self._answerer.key_state(self._key_of(line)) in _PLACED]
+            keyed = [line for line in page if self._key_of(line) in keys]
+            placed += [line for line in keyed if await self._answerer.key_state(self._key_of(line)) in _PLACED]
             after = page[-1].number
         return placed
 

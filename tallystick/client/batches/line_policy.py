@@ -12,7 +12,7 @@ from tallystick.protocol.errors import Code
 MAX_ATTEMPTS: Final = 10
 """Jobs of one line that providers took and did not answer, at no cost. After them the line fails."""
 MAX_UNKNOWN: Final = 5
-"""Tries of a line whose model nobody has sold since the batch began."""
+"""Tries of a model that nobody has sold since the batch began. After them all its lines fail."""
 FIRST_WAIT_SECONDS: Final = 1.0
 LONGEST_WAIT_SECONDS: Final = 60.0
 
@@ -60,15 +60,16 @@ def shows_sale(answer: LineAnswer) -> bool:
     return answer.status < HTTPStatus.BAD_REQUEST or answer.code in _SOLD
 
 
-def decide(answer: LineAnswer, state: KeyState, attempt: int, tries: int) -> Decision:
-    """What follows. `attempt`: jobs of the line before this one; `tries`: how often it waited, 0 if its model was sold before.
+def decide(answer: LineAnswer, state: KeyState, attempt: int, unsold: int) -> Decision:
+    """What follows. `attempt`: jobs of the line before this one; `unsold`: how often nobody sold its model, 0 if it was sold
+    since the batch began.
 
     A billed line has no other job.
     """
     if answer.status < HTTPStatus.BAD_REQUEST:
         return Decision.COMPLETE
     if answer.code == Code.UNKNOWN_MODEL.value:
-        return Decision.WAIT if tries < MAX_UNKNOWN and state is KeyState.UNUSED else Decision.FAIL
+        return Decision.WAIT if unsold < MAX_UNKNOWN and state is KeyState.UNUSED else Decision.FAIL
     if not may_retry(answer) or state is KeyState.BILLED:
         return Decision.FAIL
     if state is KeyState.UNUSED:

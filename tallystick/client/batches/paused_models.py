@@ -42,28 +42,27 @@ class PausedModels:
         pause = self._pauses.get(model)
         return 0.0 if pause is None else pause.until
 
-    def pause(self, model: str, now: float) -> None:
-        """Begins a pause, longer than the one before. Lines that fail during a pause do not lengthen it."""
+    def pause(self, model: str, now: float) -> bool:
+        """Begins a pause, longer than the one before. Returns False during a pause, which no further line lengthens."""
         pause = self._pauses.setdefault(model, _Pause())
-        if pause.until <= now:
-            pause.until = now + wait_seconds(pause.tries)
-            pause.tries += 1
+        if pause.until > now:
+            return False
+        pause.until = now + wait_seconds(pause.tries)
+        pause.tries += 1
+        return True
 
     def end(self, model: str) -> None:
         """Ends a model's pause, since it was sold."""
         if self._pauses.pop(model, None) is not None and model in self._parked:
             heapq.heappush(self._wakes, (0.0, model))
 
-    def park(self, model: str, line: InputLine, *, first: bool = False) -> None:
-        """Lets a line wait. `first`: before the others of its model."""
+    def park(self, model: str, line: InputLine) -> None:
+        """Lets a line wait behind the others of its model: what one line needs may be had when another's is not."""
         parked = self._parked.get(model)
         if parked is None:
             parked = self._parked[model] = deque()
             heapq.heappush(self._wakes, (self.until(model), model))
-        if first:
-            parked.appendleft(line)
-        else:
-            parked.append(line)
+        parked.append(line)
 
     def next(self, now: float) -> InputLine | None:
         """The next line whose model's pause is over; None if there is none."""

@@ -62,6 +62,10 @@ class LineAnswerer(Protocol):
         """From now on, cancelling an answer lets its job run on, for a later process."""
         ...
 
+    async def keys(self, batch: str) -> set[str]:
+        """The keys of a batch's lines that may have jobs."""
+        ...
+
     async def key_state(self, key: str) -> KeyState:
         """What became of a key's job."""
         ...

@@ -45,6 +45,8 @@ STAMPS: Final = (
     "cancelled_at",
 )
 """Times of a batch's states."""
+_ASKED: Final = ("caller", "endpoint", "input_file", "window", "metadata", "options", "output_seconds")
+"""What the creation of a batch says."""
 
 
 class LineState(StrEnum):
@@ -151,6 +153,10 @@ class Batch:
     error_file: str | None = None
     output_seconds: int | None = None
     waiting: str = ""
+
+    def asks_the_same(self, other: Batch) -> bool:
+        """Whether one request could have created both."""
+        return all(getattr(self, name) == getattr(other, name) for name in _ASKED)
 
     def to_json(self) -> dict[str, Any]:
         """OpenAI's batch object, with the member `tally` beside OpenAI's."""

@@ -146,7 +146,7 @@ class BatchStore:
     async def create(self, batch: Batch, create_key: str | None) -> Batch:
         """Adds a batch, or returns the one that was created with this key before.
 
-        Raises Refusal if too many are open, or no room is left for its output and its error file.
+        Raises Refusal if the key created another batch, too many are open, or no room is left for its output and its error file.
         """
 
         def work(c: Connection) -> Batch:
@@ -154,7 +154,7 @@ class BatchStore:
                 known = sa.select(batches).where(batches.c.caller == batch.caller, batches.c.create_key == create_key)
                 row = c.execute(known).first()
                 if row is not None:
-                    return read_batch(row)
+                    return _only_if_same(read_batch(row), batch, create_key)
             count = sa.select(sa.func.count()).select_from(batches).where(batches.c.status.in_(OPEN))
             if c.execute(count).scalar_one() >= MAX_OPEN:
                 raise Refusal(Code.RATE_LIMITED, f"this gateway runs at most {MAX_OPEN} batches at a time; wait for one to end")
@@ -337,6 +337,13 @@ def storage_full() -> Refusal:
     """The refusal of what would exceed `batches_mib`."""
     text = "the files and batches of this gateway would have more bytes than batches_mib allows; delete files, or raise it"
     return Refusal(Code.STORAGE_FULL, text)
+
+
+def _only_if_same(known: Batch, new: Batch, key: str) -> Batch:
+    if not known.asks_the_same(new):
+        text = f"idempotency key: {key[:50]!r} created another batch ({known.id}); send each creation with a key of its own"
+        raise Refusal(Code.ORDER_REPLAYED, text)
+    return known
 
 
 def _used_bytes(c: Connection) -> int:

@@ -79,6 +79,10 @@ class BatchAnswers:
         limits = {name: price_limit(cap, getattr(best, _PRICES[name]), job.step) for name, cap in known.items()}
         return json.dumps(json.loads(job.options) | {name: format_amount(Amount(limit)) for name, limit in limits.items()})
 
+    async def keys(self, batch: str) -> set[str]:
+        """See LineAnswerer."""
+        return await self._maintenance.ledger.batch_keys(batch)
+
     async def key_state(self, key: str) -> KeyState:
         """See LineAnswerer."""
         known = await self._job_of(key)

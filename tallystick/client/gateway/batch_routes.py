@@ -10,22 +10,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tallystick.client.batches.input_lines import ENDPOINTS, is_encodable, normal_endpoint
+from tallystick.client.batches.input_lines import ENDPOINTS, normal_endpoint
 from tallystick.client.batches.records import BATCH_INPUT, Batch, BatchStatus
 from tallystick.client.batches.service import BatchService
 from tallystick.client.batches.store import new_id
 from tallystick.client.batches.window import read_window
+from tallystick.client.config import BATCH
 from tallystick.client.gateway.auth import CALLER_KEY, caller_label
 from tallystick.client.gateway.file_routes import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
 from tallystick.client.gateway.paging import read_limit
 from tallystick.client.gateway.request_bodies import BODY_TIMEOUT_SECONDS
 from tallystick.client.ledger.idempotency import check_key
-from tallystick.client.selection.options import HEADER, read_options, restrict_to_key
+from tallystick.client.selection.options import HEADER, RequestOptions, read_options, restrict_to_key
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_count, read_text
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import is_encodable, parse_lenient
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.content_encoding import read_codings
 from tallystick.runtime.deadlines import wait_within
 
 BATCHES = "/v1/batches"
@@ -81,13 +83,13 @@ async def _read_new(request: Request, service: BatchService, now: int) -> Batch:
     if not isinstance(document, dict):
         raise BadMessage("request body: expected a JSON object")
     options = request.headers.get(HEADER, "{}")
-    restrict_to_key(request.scope.get(CALLER_KEY), read_options(options)[0])  # so that an error comes now, not with each line
+    restrict_to_key(request.scope.get(CALLER_KEY), _batch_options(options))  # so that an error comes now, not with each line
     endpoint = normal_endpoint(document.get("endpoint"))
     if endpoint is None:
         raise _fault("endpoint", f"expected one of {', '.join(ENDPOINTS)}, got {str(document.get('endpoint'))[:60]!r}")
     seconds = read_window(document.get("completion_window"))
     file_id = document.get("input_file_id")
-    if not isinstance(file_id, str):
+    if not isinstance(file_id, str) or not is_encodable(file_id):
         raise _fault("input_file_id", "expected the id of an uploaded file")
     file = await service.store.file(caller, file_id)
     if file.purpose != BATCH_INPUT:
@@ -107,7 +109,16 @@ async def _read_new(request: Request, service: BatchService, now: int) -> Batch:
     )
 
 
+def _batch_options(header: str) -> RequestOptions:
+    options, _ = read_options(header)
+    if options.get("priority", BATCH) != BATCH:
+        raise BadMessage(f"{HEADER}.priority: expected {BATCH}, the class of all jobs of a batch, got {options['priority']!r}")
+    return options
+
+
 async def _body(request: Request) -> bytes:
+    if read_codings(request.headers.getlist("content-encoding")):
+        raise Refusal(Code.UNSUPPORTED_ENCODING, "content-encoding: expected none for a new batch")
     body = bytearray()
     pieces = request.stream()
     try:

@@ -33,6 +33,7 @@ MAX_PAGE = 10_000
 MAX_UPLOAD_SECONDS = 3_600
 """Seconds within which an upload must end."""
 MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3_600, 30 * DAY_SECONDS
+_EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
 
 
 def file_routes(service: BatchService, config: ClientConfig) -> list[Route]:
@@ -127,11 +128,14 @@ def _purpose(fields: dict[str, str]) -> str:
 
 def _lifetime(fields: dict[str, str], longest: int) -> int:
     """The seconds for which a file is kept. `longest`: if it does not say, and at most."""
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    odd = next((name for name in fields if name.startswith("expires_after") and name not in _EXPIRY), None)
+    if odd is not None:  # a file would else be kept for longer than its owner wants
+        raise BadMessage(f"{odd[:60]}: expected the fields {' and '.join(_EXPIRY)}")
+    anchor, seconds = (fields.get(name) for name in _EXPIRY)
     if anchor is None and seconds is None:
         return longest
     if anchor != "created_at":
-        raise BadMessage(f"expires_after.anchor: expected created_at, got {str(anchor)[:60]!r}")
+        raise BadMessage(f"expires_after.anchor: expected created_at, got {'none' if anchor is None else repr(anchor[:60])}")
     count = int(seconds) if seconds is not None and seconds.isascii() and seconds.isdecimal() and len(seconds) < 10 else None
     return min(longest, read_count(count, "expires_after.seconds", MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS))
 

@@ -128,8 +128,8 @@ def explain_unknown(method: str, path: str) -> str | None:
         reason = f"expected GET, got {method}"
     routes = ", ".join(_ROUTES)
     return (
-        f"{method} {path}: {reason or 'no such route'}; this gateway has GET {MODELS} and POST {routes}, "
-        f"and the routes that providers sell besides (features in {MODELS})"
+        f"{method} {path}: {reason or 'no such route'}; this gateway has GET {MODELS} and POST {routes}, files and "
+        f"batches (/v1/files, /v1/batches), and the routes that providers sell besides (features in {MODELS})"
     )
 
 

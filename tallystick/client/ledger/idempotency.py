@@ -90,6 +90,12 @@ def find_key(c: Connection, payer: Address, key: str) -> IdempotencyKey | None:
     return IdempotencyKey(row.key, row.fingerprint, JobId(bytes.fromhex(row.job)), row.content_key, row.header, row.made_at)
 
 
+def batch_keys(c: Connection, payer: Address, batch: str) -> set[str]:
+    """Returns the stored keys of a batch's lines."""
+    own = (keys.c.payer == payer) & keys.c.key.startswith(f"{_BATCH}{batch}:", autoescape=True)
+    return set(c.execute(sa.select(keys.c.key).where(own)).scalars())
+
+
 def store_key(c: Connection, payer: Address, new: IdempotencyKey, oldest: int) -> IdempotencyKey:
     """Stores a key unless it already has a job, and returns the stored key.
 

@@ -290,6 +290,10 @@ class Ledger:
         """Returns the stored key with its job, or None."""
         return await self._database.read(lambda c: idempotency.find_key(c, self.payer, key))
 
+    async def batch_keys(self, batch: str) -> set[str]:
+        """Returns the stored keys of a batch's lines."""
+        return await self._database.read(lambda c: idempotency.batch_keys(c, self.payer, batch))
+
     async def forget_key(self, key: str) -> None:
         """Deletes a key; it may be used again."""
         await self._database.write(lambda c: idempotency.forget_key(c, self.payer, key), synced=False)

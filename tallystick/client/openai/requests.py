@@ -12,7 +12,7 @@ from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
+from tallystick.protocol.lenient_json import dump_lenient, is_encodable, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, find_output_limit
 from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, SCORES, check_route, media_type
@@ -138,6 +138,15 @@ def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummar
     return _read(path, body, content_type)[0]
 
 
+def body_bytes(body: object) -> bytes:
+    """The body of a request that a program passes: bytes as they are, a mapping as JSON. Raises BadMessage."""
+    if isinstance(body, bytes):
+        return body
+    if not isinstance(body, Mapping):
+        raise BadMessage(f"request body: expected bytes or a mapping, got {type(body).__name__}")
+    return dump_lenient(dict(body))
+
+
 def load_body(body: bytes) -> Any:
     """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
     if not body.isascii():
@@ -183,6 +192,8 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
 def _check_model(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_MODEL_NAME:
         raise BadMessage(f"model: expected the name of a model, 1 to {MAX_MODEL_NAME} characters")
+    if not is_encodable(name):
+        raise BadMessage("model: expected Unicode, got a lone surrogate")
     return name
 
 

@@ -29,7 +29,7 @@ from tallystick.client.jobs.submit import JobSubmitter
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.spending import DAY_SECONDS
-from tallystick.client.openai.requests import ApiRequest
+from tallystick.client.openai.requests import ApiRequest, body_bytes
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.client.receipts.token_audit import TokenAuditor
@@ -56,7 +56,6 @@ from tallystick.client.selection.shortlist import Exclusions, ShortlistCache
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_count, read_text
-from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
@@ -313,7 +312,7 @@ class Market(ConvenienceMethods):
         nothing else forbids it (None: as configured); a `private` one they may not. Raises TallyError, after which nothing is
         owed except for an earlier job of the same key.
         """
-        raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
+        raw = body_bytes(body)
         if len(raw) > self.config.max_body_bytes:
             raise Refusal(
                 Code.BODY_TOO_LARGE,

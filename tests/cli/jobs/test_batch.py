@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tallystick.client.config import ClientConfig
@@ -58,6 +60,39 @@ def test_a_batch_from_file_to_answers(tally: Tally, url: str, tmp_path: Path) ->
     assert [json.loads(line)["custom_id"] for line in answers.read_text().splitlines()] == ["id-0", "id-1", "id-2"]
     assert "has no errors" in tally.says("batch", "download", batch["id"], "--errors", "--gateway", url, code=1)
     assert "Cannot cancel" in tally.says("batch", "cancel", batch["id"], "--gateway", url, code=1)
+
+
+def test_answers_replace_neither_links_nor_devices(tally: Tally, url: str, tmp_path: Path) -> None:
+    """A link's target gets the answers; so does a pipe, as /dev/stdout may be."""
+    file, target, link, pipe = (tmp_path / name for name in ("in.jsonl", "target", "link", "pipe"))
+    file.write_bytes(jsonl(request_line(1)))
+    batch = tally("batch", "create", str(file), "--wait", "--gateway", url)
+    link.symlink_to(target)
+    tally.says("batch", "download", batch["id"], "--out", str(link), "--gateway", url)
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["custom_id"] == "id-1"
+    os.mkfifo(pipe)
+    with os.fdopen(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), "rb") as reader:
+        tally.says("batch", "download", batch["id"], "--out", str(pipe), "--gateway", url)
+        assert pipe.is_fifo()
+        assert reader.read1() == target.read_bytes()
+
+
+def test_whoever_stops_waiting_knows_the_batch(tally: Tally, url: str, tmp_path: Path) -> None:
+    """Its id and the command that stops it are shown before the wait."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl(request_line(1)))
+    said = tally.says("batch", "create", str(file), "--wait", "--gateway", url)
+    [batch] = tally("batch", "list", "--gateway", url)
+    assert f"tally batch cancel {batch['id']}" in " ".join(said.split())
+
+
+def test_a_refused_batch_leaves_no_file(tally: Tally, url: str, tmp_path: Path) -> None:
+    """What was uploaded for it is deleted again."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl(request_line(1)))
+    assert "completion_window" in tally.says("batch", "create", str(file), "--window", "1y", "--gateway", url, code=1)
+    assert httpx.get(f"{url}/v1/files").json()["data"] == []
 
 
 def test_a_wrong_input_is_explained(tally: Tally, url: str, tmp_path: Path) -> None:

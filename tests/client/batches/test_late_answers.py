@@ -27,7 +27,8 @@ class Killed:
 
     def __init__(self, inner: BatchAnswers) -> None:
         self._inner, self.answered = inner, asyncio.Event()
-        self.key_state, self.key_cost, self.forget, self.leave = inner.key_state, inner.key_cost, inner.forget, inner.leave
+        self.keys, self.key_state, self.key_cost = inner.keys, inner.key_state, inner.key_cost
+        self.forget, self.leave = inner.forget, inner.leave
 
     async def answer(self, job: LineJob) -> LineAnswer:
         """Answers, and hangs."""

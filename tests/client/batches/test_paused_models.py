@@ -15,14 +15,13 @@ def line(number: int) -> InputLine:
 
 
 def test_lines_wait_for_the_end_of_a_pause() -> None:
-    """They come back in the order in which they were parked, the first ones first, and not before."""
+    """They come back in the order in which they were parked, and not before."""
     paused = PausedModels()
     assert not paused
     assert paused.due == math.inf
     paused.pause("m", 10.0)
-    paused.park("m", line(2))
-    paused.park("m", line(3))
-    paused.park("m", line(1), first=True)
+    for number in (1, 2, 3):
+        paused.park("m", line(number))
     assert paused
     assert paused.due == paused.until("m") == 10.0 + wait_seconds(0)
     assert paused.next(paused.due - 0.1) is None
@@ -33,18 +32,18 @@ def test_lines_wait_for_the_end_of_a_pause() -> None:
 
 
 def test_a_new_pause_holds_the_rest() -> None:
-    """The first line of a pause that is over is a try; if it fails, the others wait again, longer."""
+    """The first line of a pause that is over is a try; if it fails, it waits again, behind the others and longer."""
     paused = PausedModels()
-    paused.pause("m", 0.0)
+    assert paused.pause("m", 0.0)
     for number in range(3):
         paused.park("m", line(number))
     assert paused.next(1.0) == line(0)
-    paused.pause("m", 1.0)
-    paused.pause("m", 1.5)  # during a pause: changes nothing
-    paused.park("m", line(0), first=True)
+    assert paused.pause("m", 1.0)
+    assert not paused.pause("m", 1.5)  # during a pause: changes nothing
+    paused.park("m", line(0))
     assert paused.next(2.9) is None
     assert paused.due == 1.0 + wait_seconds(1)
-    assert [paused.next(3.0) for _ in range(3)] == [line(0), line(1), line(2)]
+    assert [paused.next(3.0) for _ in range(3)] == [line(1), line(2), line(0)]
 
 
 def test_models_wait_apart() -> None:

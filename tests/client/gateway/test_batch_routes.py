@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -333,6 +334,7 @@ async def test_callers_see_their_own(fake: FakeMarket, wallet: Signer, config: C
         ({"completion_window": "25 hours"}, None),
         ({"completion_window": "8d"}, None),
         ({"input_file_id": 7}, "input_file_id"),
+        ({"input_file_id": "\ud800"}, "input_file_id"),
         ({"metadata": {"a": 1}}, None),
         ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
         ({"metadata": {"a": "\ud800"}}, "metadata"),
@@ -352,16 +354,38 @@ async def test_wrong_creations_are_refused(http: httpx.AsyncClient, changes: dic
 
 
 async def test_the_same_creation_twice_is_one_batch(http: httpx.AsyncClient) -> None:
-    """An Idempotency-Key makes a repeated creation the same batch; options with a fault are refused at once."""
+    """An Idempotency-Key makes a repeated creation the same batch, and no other one; options with a fault are refused at once."""
     file = (await http.post("/v1/files", files={"file": jsonl(request_line(1))}, data={"purpose": "batch"})).json()
     good = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"}
     first, second = [(await http.post("/v1/batches", json=good, headers={"idempotency-key": "k"})).json() for _ in range(2)]
     assert first["id"] == second["id"]
     other = (await http.post("/v1/batches", json=good, headers={"idempotency-key": "l"})).json()
     assert other["id"] != first["id"]
+    for change in ({"completion_window": "2h"}, {"metadata": {"for": "other"}}):
+        answer = await http.post("/v1/batches", json=good | change, headers={"idempotency-key": "k"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "order_replayed")
+        assert first["id"] in answer.json()["error"]["message"]
     wrong = await http.post("/v1/batches", json=good, headers={"x-tally-options": '{"max_cost": 3}'})
     assert wrong.status_code == 400
     assert "max_cost" in wrong.json()["error"]["message"]
+
+
+async def test_a_batch_is_of_its_class(http: httpx.AsyncClient, fake: FakeMarket) -> None:
+    """Options may name the class of batch work and no other, so that no batch crowds interactive jobs."""
+    file = (await http.post("/v1/files", files={"file": jsonl(request_line(1))}, data={"purpose": "batch"})).json()
+    new = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"}
+    refused = await http.post("/v1/batches", json=new, headers={"x-tally-options": '{"priority": "interactive"}'})
+    assert refused.status_code == 400
+    assert "priority: expected batch" in refused.json()["error"]["message"]
+    assert not fake.submissions
+    assert (await http.post("/v1/batches", json=new, headers={"x-tally-options": '{"priority": "batch"}'})).status_code == 200
+
+
+async def test_a_compressed_creation_is_refused(http: httpx.AsyncClient) -> None:
+    """The error names the encoding."""
+    answer = await http.post("/v1/batches", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415
+    assert answer.json()["error"]["message"].startswith("content-encoding")
 
 
 async def test_other_endpoints(sdk: openai.AsyncOpenAI, fake: FakeMarket) -> None:

@@ -87,6 +87,8 @@ async def test_a_large_file_is_streamed(http: httpx.AsyncClient) -> None:
         ({"purpose": "assistants"}, 400, "purpose: expected batch or user_data, got 'assistants'"),
         ({"purpose": "batch_output"}, 400, "purpose"),
         ({"purpose": "batch", "expires_after[anchor]": "now"}, 400, "expires_after.anchor"),
+        ({"purpose": "batch", "expires_after[seconds]": "3600"}, 400, "expires_after.anchor: expected created_at, got none"),
+        ({"purpose": "batch", "expires_after": '{"anchor": "created_at", "seconds": 3600}'}, 400, "expires_after: expected"),
         ({"purpose": "batch", "expires_after[anchor]": "created_at"}, 400, "expires_after.seconds"),
         (
             {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "5"},

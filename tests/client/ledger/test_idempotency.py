@@ -13,9 +13,9 @@ import pytest
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.ledger import idempotency
-from tallystick.client.ledger.idempotency import IdempotencyKey, scope_key
+from tallystick.client.ledger.idempotency import IdempotencyKey, batch_key, scope_key
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.sdk.market import Market
+from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
@@ -36,6 +36,15 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
         with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed") as caught:
             await _ask(market, "mine")
     assert (caught.value.code, len(fake.submissions)) == (Code.ORDER_REPLAYED, 1)
+
+
+async def test_the_keys_of_one_batch(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """They are found by the batch's id: no other batch's, also if its id begins alike, and no caller's."""
+    own = [batch_key("batch_1", line, 0) for line in (1, 2)]
+    async with Market(fake.url, wallet, config) as market:
+        for key in (*own, batch_key("batch_12", 1, 0), "batch_1:3:0"):
+            await _ask(market, key)
+        assert await maintenance_of(market).ledger.batch_keys("batch_1") == set(own)
 
 
 async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
 from tallystick.client.openai.needs import NO_NEEDS
-from tallystick.client.openai.requests import ApiRequest, RequestSummary, summarise
+from tallystick.client.openai.requests import ApiRequest, RequestSummary, body_bytes, summarise
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -133,6 +133,20 @@ def test_json_as_clients_write_it() -> None:
     assert summarise(CHAT, rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"seed":1%020d}' % 0).model == "m"
     with pytest.raises(BadMessage, match="request body: expected UTF-8, got the byte 0xe9 at 13"):
         summarise(CHAT, b'{"model":"caf\xe9"}')
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES, "/v1/rerank"])
+def test_a_model_whose_name_is_no_text(path: str) -> None:
+    """Half a character names no model: nothing that is sent on could carry it."""
+    with pytest.raises(BadMessage, match="model: expected Unicode"):
+        summarise(path, rb'{"model":"\ud800"}')
+
+
+@pytest.mark.parametrize("body", [5, "text", None, [1]])
+def test_a_body_is_bytes_or_a_mapping(body: object) -> None:
+    """Anything else is the program's fault, and an error like others."""
+    with pytest.raises(BadMessage, match="request body: expected bytes or a mapping"):
+        body_bytes(body)
 
 
 @given(st.binary() | st.text().map(str.encode))

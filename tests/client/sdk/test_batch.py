@@ -49,6 +49,12 @@ async def say(session: Session) -> None:
     await session.finish()
 
 
+async def say_when_matched(session: Session) -> None:
+    """Answers with the request's number."""
+    await session.match()
+    await say(session)
+
+
 async def test_a_map_of_class_batch(market: Market, fake: FakeMarket) -> None:
     """All its jobs wait behind interactive ones, retries too. Each request has one result, also if it found no slot at first."""
 
@@ -135,6 +141,14 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
     assert results[3].error is not None
     assert results[3].error.retry
     assert "never" not in repr(results[0])
+
+
+async def test_requests_that_are_none_lose_nothing(market: Market, fake: FakeMarket) -> None:
+    """A request of another type, and a model that is no text, are errors of their own; the other requests go on."""
+    fake.script = say_when_matched
+    requests: list[Any] = [*numbered(1), 5, BODY | {"model": "\ud800"}, BODY | {"stop": {1}}, *numbered(1)]
+    results = [result async for result in market.map(requests)]
+    assert [type(result.error) for result in results] == [type(None), BadMessage, BadMessage, BadMessage, type(None)]
 
 
 async def test_a_request_that_may_be_billed_is_not_retried(market: Market, fake: FakeMarket) -> None:
