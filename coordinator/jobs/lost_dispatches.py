@@ -1,9 +1,10 @@
 """Lost dispatches: jobs that were sent to a node whose connection broke before the node had ended them.
 
 The node may never have got such a job. Then it signs no receipt for it, and its payer has to count the order's cap until nobody
-can claim on the order any more, which takes days. So the node is sent the job again once it is back, without the request, and told
-to stop. If it had the order before, it says so, and its own receipt comes. If not, it refuses the job with a receipt at no cost,
-which releases the order. That is done until the order's deadline: a node remembers the orders that it had until then.
+can claim on the order any more, which takes days. So the node is sent the job again once it is back, without the request, and
+with a cancel behind it. If it had the order before, it says so, and its own receipt comes. If not, it refuses the job with a
+receipt at no cost, which releases the order. That is done until the order's deadline: a node remembers the orders that it had
+until then.
 """
 
 from __future__ import annotations
