@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -28,6 +29,8 @@ INBOX = 4_096
 """Messages that wait to be handled; one more is dropped."""
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 2.0
 CONNECT_SECONDS = 5.0
+CLOSE_SECONDS = 0.5
+"""How long a failed connection may take to close before the next attempt."""
 PING_SECONDS, MAX_PINGS = 5, 2
 """A server that answers no ping for this long, twice, counts as gone."""
 
@@ -191,7 +194,7 @@ class NatsBus:
 def _without_credentials(reason: str, servers: tuple[str, ...]) -> str:
     for server in servers:
         credentials = server.rpartition("@")[0].partition("//")[2]
-        for secret in (credentials, *credentials.split(":")):
+        for secret in (credentials, *credentials.split(":"), *map(unquote, credentials.split(":"))):
             reason = reason.replace(secret, "...") if secret else reason
     return reason
 
@@ -221,22 +224,47 @@ class _NatsConnection:
 
 async def dial_nats(servers: tuple[str, ...], subject: str, receive: Receiver) -> Connection:
     """Connects to one of the servers. The server knows the subscription when this returns. Raises any error."""
+    failures = []
+    for server in random.sample(servers, len(servers)):
+        try:
+            return await _dial_server(server, subject, receive)
+        except Exception as error:  # noqa: BLE001 - the client and its transports raise errors of many kinds
+            failures.append(f"{describe_nats((server,))}: {str(error) or type(error).__name__}")
+    raise ConnectionError("; ".join(failures))
+
+
+async def _dial_server(server: str, subject: str, receive: Receiver) -> Connection:
     from nats.aio.client import Client  # noqa: PLC0415 - 80 ms and its memory, for replicas only
 
-    closed, client = asyncio.Event(), Client()
+    parts, closed, connecting = urlsplit(server), asyncio.Event(), True
+    user, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
+
+    class CheckedClient(Client):
+        """nats-py's client speaks plain text with a server that does not demand TLS, whatever the address says."""
+
+        def _connect_command(self) -> bytes:
+            if parts.scheme == "tls" and not self._server_info.get("tls_required"):
+                raise ConnectionError("the server does not require TLS, so no password is sent; set `tls` in its config")
+            return bytes(super()._connect_command())
 
     async def on_closed() -> None:
         closed.set()
 
     async def on_error(error: Exception) -> None:
-        log.debug("NATS client", reason=_without_credentials(str(error), servers))
+        if connecting:  # else nats-py waits a second, tries again, and no longer says why
+            raise error
+        log.debug("NATS client", reason=_without_credentials(str(error), (server,)))
 
     async def on_message(message: Any) -> None:
         receive(message.subject, message.data)
 
+    client = CheckedClient()
     try:
         await client.connect(
-            list(servers),
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+            user=user if password is not None else None,
+            password=password,
+            token=user if password is None else None,
             allow_reconnect=False,
             max_reconnect_attempts=1,
             reconnect_time_wait=1,
@@ -248,11 +276,13 @@ async def dial_nats(servers: tuple[str, ...], subject: str, receive: Receiver) -
             closed_cb=on_closed,
             error_cb=on_error,
         )
+        connecting = False
         await client.subscribe(subject, cb=on_message, pending_msgs_limit=INBOX, pending_bytes_limit=INBOX * MAX_MESSAGE)
         for _ in range(2):  # nats-py writes the first ping before the subscription, so only the second answer comes after it
             await client.flush(int(CONNECT_SECONDS))
     except BaseException:
-        with contextlib.suppress(Exception):
-            await client.close()
+        closing = asyncio.create_task(client.close(), name="NATS close")  # it waits for a TLS handshake that failed
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+        closing.cancel()
         raise
     return _NatsConnection(client, closed)

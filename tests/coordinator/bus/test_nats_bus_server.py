@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from coordinator.bus.nats_address import parse_nats_address
 from coordinator.bus.nats_bus import NatsBus, dial_nats
 from tests.nats_server import nats_server
+from tests.node.engines.test_http_client import certificate_of
 
 SECONDS = 120
 
@@ -78,6 +82,50 @@ async def test_a_server_that_refuses_the_password() -> None:
             await right.connected.wait()
             right.connected.clear()
         assert not wrong.connected.is_set()
+
+
+@pytest.mark.parametrize(
+    ("options", "credentials"),
+    [
+        (("--user", "ann", "--pass", "p@s/s:w%1"), "ann:p%40s%2Fs%3Aw%251"),
+        (("--user", "a@b", "--pass", "plain"), "a%40b:plain"),
+        (("--auth", "s3/cret"), "s3%2Fcret"),
+    ],
+)
+async def test_credentials_are_decoded(options: tuple[str, ...], credentials: str) -> None:
+    """The server gets a name, password or token as it is, not as a URL writes it."""
+    async with nats_server(*options) as server:
+        peer = Peer(server.url.replace("//", f"//{credentials}@"))
+        async with _running(peer):
+            await peer.connected.wait()
+
+
+async def test_one_server_of_several_suffices() -> None:
+    """A server that is away, and one that refuses the password, do not keep the bus from the next; each has its own reason."""
+    async with nats_server("--user", "ann", "--pass", "right") as server, nats_server(started=False) as away:
+        wrong, right = (server.url.replace("//", f"//ann:{word}@") for word in ("wrong", "right"))
+        peer = Peer(f"{away.url},{wrong},{right}")
+        async with _running(peer):
+            await peer.connected.wait()
+        with pytest.raises(ConnectionError) as caught:
+            await dial_nats((away.url, wrong), "tallystick.0xab.*", lambda *_: None)
+    assert "Authorization Violation" in str(caught.value)
+    assert f"127.0.0.1:{away.port}: " in str(caught.value)
+
+
+async def test_tls_is_not_dropped_for_a_server_without_it() -> None:
+    """Else whoever is on the way could have the password, by answering as a server without TLS."""
+    async with nats_server("--user", "ann", "--pass", "s3cret") as server:
+        with pytest.raises(ConnectionError, match="does not require TLS"):
+            await dial_nats((server.url.replace("nats://", "tls://ann:s3cret@"),), "tallystick.0xab.*", lambda *_: None)
+
+
+async def test_a_certificate_that_is_not_trusted_is_the_reason(tmp_path: Path) -> None:
+    """The operator reads why, and not that a time ran out."""
+    file = str(certificate_of("localhost", tmp_path / "server.pem"))
+    async with nats_server("--tls", "--tlscert", file, "--tlskey", file) as server:
+        with pytest.raises(ConnectionError, match="certificate verify failed"):
+            await dial_nats((server.url.replace("127.0.0.1", "localhost"),), "tallystick.0xab.*", lambda *_: None)
 
 
 async def test_the_server_knows_the_subscription_when_it_is_connected() -> None:
