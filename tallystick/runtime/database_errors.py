@@ -121,6 +121,9 @@ def _explain_postgres(error: BaseException, url: URL, setting: str) -> Unavailab
         text = f"{describe_database(url)} does not exist; create it with `createdb`, or name another"
     elif not names.isdisjoint({"CannotConnectNowError", "TooManyConnectionsError"}):
         text, retry = f"{server} takes no connection now: {reason}", True
+    elif "root certificate file" in reason:
+        remedy = "name its file with sslrootcert=FILE, or write sslrootcert=system for a public one"
+        text = f"no certificate authority is known that vouches for {server}: {remedy}"
     else:
         text, retry = f"{describe_database(url)} cannot be used: {reason}", isinstance(error, OSError)
     return _unavailable(f"{setting}: {text}", retry=retry)

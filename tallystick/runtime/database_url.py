@@ -15,6 +15,8 @@ POSTGRES_SCHEMES = frozenset({"postgres", "postgresql", "pgsql"})
 POSTGRES_DRIVERS = frozenset({"", "asyncpg", "psycopg", "psycopg2", "psycopg2cffi", "psycopg_async", "pg8000"})
 """Drivers of other programs. All stand for the one that is installed here, because the database is the same."""
 SQLITE_DRIVERS = frozenset({"", "pysqlite", "aiosqlite"})
+SYSTEM_ROOTS = "system"
+"""libpq's `sslrootcert` for the certificate authorities that this machine trusts."""
 CONNECT_SECONDS = 10.0
 MAX_CONNECT_SECONDS = 60.0
 
@@ -74,6 +76,8 @@ def _parse_postgres(rest: str, setting: str) -> URL:
         raise BadMessage(
             f"{setting}: channel_binding=require is not supported by the driver; remove it, and use sslmode=verify-full"
         )
+    if query.get("sslrootcert") == SYSTEM_ROOTS and query.setdefault("sslmode", "verify-full") != "verify-full":
+        raise BadMessage(f"{setting}: sslrootcert=system needs sslmode=verify-full, since public authorities vouch for anybody")
     if "connect_timeout" in query and not str(query["connect_timeout"]).isdecimal():
         raise BadMessage(f"{setting}: connect_timeout: expected seconds")
     return url.set(query=query)
@@ -92,9 +96,19 @@ def describe_server(url: URL) -> str:
     return f"{host}:{url.port or 5432}"
 
 
+def trusts_system_roots(url: URL) -> bool:
+    """Whether the server's certificate is checked against the authorities that this machine trusts."""
+    return url.query.get("sslrootcert") == SYSTEM_ROOTS
+
+
 def postgres_dsn(url: URL) -> tuple[str, float]:
-    """The address as asyncpg takes it, password included, and the seconds that a connection may take."""
+    """The address as asyncpg takes it, password included, and the seconds that a connection may take.
+
+    With `trusts_system_roots`, whoever connects passes a TLS context: asyncpg reads a file of authorities alone.
+    """
     query = dict(url.query)
+    if trusts_system_roots(url):
+        del query["sslrootcert"], query["sslmode"]
     seconds = float(str(query.pop("connect_timeout", "")) or CONNECT_SECONDS)
     plain = url.set(drivername="postgresql", query=query)
     return plain.render_as_string(hide_password=False), min(seconds or CONNECT_SECONDS, MAX_CONNECT_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import structlog
 from sqlalchemy import URL, event
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, InvalidatePoolError
 
-from tallystick.runtime.database_url import postgres_dsn
+from tallystick.runtime.database_url import postgres_dsn, trusts_system_roots
 from tallystick.runtime.group_commit import LoopCommit, R, Work, run_work
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
 
     dsn, seconds = postgres_dsn(url)
+    tls = {"ssl": ssl.create_default_context()} if trusts_system_roots(url) else {}
 
     async def connect() -> Any:
         import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
 
-        return await asyncpg.connect(dsn, timeout=seconds)
+        return await asyncpg.connect(dsn, timeout=seconds, **tls)
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)
 

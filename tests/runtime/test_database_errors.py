@@ -165,6 +165,16 @@ async def test_what_a_server_refuses_at_the_start(sqlstate: str, hint: str, retr
     assert (error.retry, error.fault) == (retry, Fault.NOBODY if retry else Fault.CLIENT)
 
 
+async def test_a_server_whose_certificate_nobody_can_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the parameter that is missing, in both of its forms."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    error = await failure(f"postgres://tally:{SECRET}@127.0.0.1:9/market?sslmode=verify-full")
+    assert "sslrootcert=FILE" in str(error)
+    assert "sslrootcert=system" in str(error)
+    assert (error.retry, error.fault) == (False, Fault.CLIENT)
+
+
 _SERVER_FAILS = ("08006", "25006", "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "58030")
 
 

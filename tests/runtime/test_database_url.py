@@ -8,7 +8,13 @@ import pytest
 
 from coordinator.config import CoordinatorConfig
 from tallystick.protocol.errors import BadMessage
-from tallystick.runtime.database_url import describe_database, parse_database_url, postgres_dsn, sqlite_url
+from tallystick.runtime.database_url import (
+    describe_database,
+    parse_database_url,
+    postgres_dsn,
+    sqlite_url,
+    trusts_system_roots,
+)
 from tallystick.runtime.sqlite_backend import sqlite_file
 
 SECRET = "s3cret"
@@ -45,6 +51,15 @@ def test_parameters_of_libpq(query: str, dsn: str, seconds: float) -> None:
     """Parameters that hosts put into their addresses reach the driver as it names them."""
     found = postgres_dsn(parse_database_url(f"postgres://u@h/d?{query}", "db"))
     assert found == ("postgresql://u@h/d" + (f"?{dsn}" if dsn else ""), seconds)
+
+
+@pytest.mark.parametrize("query", ["sslrootcert=system", "sslmode=verify-full&sslrootcert=system&application_name=tally"])
+def test_the_authorities_that_the_machine_trusts(query: str) -> None:
+    """The word of libpq for them names no file; the driver, which knows files alone, does not get it."""
+    url = parse_database_url(f"postgres://u@h/d?{query}", "db")
+    assert trusts_system_roots(url)
+    assert "ssl" not in postgres_dsn(url)[0]
+    assert not trusts_system_roots(parse_database_url("postgres://u@h/d?sslmode=verify-full&sslrootcert=ca.pem", "db"))
 
 
 def test_special_characters_in_a_password() -> None:
@@ -102,6 +117,7 @@ def test_a_path_is_not_an_address(path: str) -> None:
         (f"postgresql://tally:{SECRET}@h:port/d", "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         (f"postgresql:tally:{SECRET}@h/d", "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         (f"postgresql://tally:{SECRET}@h/d?channel_binding=require", "channel_binding=require is not supported"),
+        (f"postgresql://tally:{SECRET}@h/d?sslrootcert=system&sslmode=require", "needs sslmode=verify-full"),
         (f"postgresql://tally:{SECRET}@h/d?connect_timeout=soon", "connect_timeout: expected seconds"),
     ],
 )
