@@ -177,27 +177,29 @@ async def _serving(
     try:
         await store.start()
         parts = await _build(config, deployment, signer, rpc, store, export=export)
-        server = serving(
-            *(parts.app, config.host, config.port),
-            limits=config.connection_limits,
-            ws_max_size=MAX_LINK_FRAME,
-            shared=shared,
-        )
-        async with server as port, _background(*parts.loops):
-            try:
-                await parts.replication.join(parts.hub, port)
-                yield port
-                await parts.replication.leave()
-                if shared is not None:
-                    shared.leave()
-                await parts.market.drain(config.drain_seconds)
-            finally:
-                await parts.market.dismiss_nodes(DISMISS_SECONDS)
-                await parts.hub.close()
-                await parts.app.clients.close()
-        await parts.replication.close()
-        await parts.funds.close()
-        await parts.health.close()
+        try:
+            server = serving(
+                *(parts.app, config.host, config.port),
+                limits=config.connection_limits,
+                ws_max_size=MAX_LINK_FRAME,
+                shared=shared,
+            )
+            async with server as port, _background(*parts.loops):
+                try:
+                    await parts.replication.join(parts.hub, port)
+                    yield port
+                    await parts.replication.leave()
+                    if shared is not None:
+                        shared.leave()
+                    await parts.market.drain(config.drain_seconds)
+                finally:
+                    await parts.market.dismiss_nodes(DISMISS_SECONDS)
+                    await parts.hub.close()
+                    await parts.app.clients.close()
+        finally:
+            await parts.replication.close()
+            await parts.funds.close()
+            await parts.health.close()
     finally:
         await store.close()
         await rpc.close()

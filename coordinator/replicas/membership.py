@@ -24,6 +24,8 @@ BEAT_SECONDS = 1.0
 GONE_SECONDS = 3.0
 READY_SECONDS = 5.0
 """How long nodes have to connect to a new replica before clients use it."""
+JOIN_ATTEMPTS = 5
+"""Of a process that starts: its first beat also opens a connection, which takes long on a busy machine."""
 MIN_LOOK_SECONDS = 0.05
 """Shortest time between two beats, however many notices say that the list changed."""
 
@@ -97,13 +99,19 @@ class Membership:
         """Puts this replica on the list, with its own URL, and reads the others. Raises Unavailable."""
         self._ready_at = self._tick() + READY_SECONDS
         own = Member(Replica(self.id, url), ready=False)
-        live = await self._store.beat(own, GONE_SECONDS)
+        live = await self._first_beat(own)
         self._answering_since = self._tick() - GONE_SECONDS
         self._own = own
         self._read(own.replica, live)
         if self._own.ready:
             await self.beat()
         self.on_change(self.known)
+
+    async def _first_beat(self, own: Member) -> list[tuple[Replica, bool]]:
+        for _ in range(JOIN_ATTEMPTS - 1):
+            with contextlib.suppress(Unavailable):
+                return await self._store.beat(own, GONE_SECONDS)
+        return await self._store.beat(own, GONE_SECONDS)
 
     def look(self) -> None:
         """Has the list read now, since somebody said that it changed."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator.replicas.membership import GONE_SECONDS, READY_SECONDS, Membership
+from coordinator.replicas.membership import GONE_SECONDS, JOIN_ATTEMPTS, READY_SECONDS, Membership
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.replicas import MAX_REPLICAS, Replica
 from tests.coordinator.harness import Clock
@@ -234,6 +234,20 @@ async def test_join_needs_the_database(table: Table) -> None:
     with pytest.raises(Unavailable, match="away"):
         await ann.join("http://ann")
     assert ann.known == ()
+
+
+async def test_a_start_has_several_attempts_to_join(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first beat opens a connection, for which a busy machine may need longer than a beat may take."""
+    ann, check, attempts = _member(table, "ann"), table._check, iter(range(JOIN_ATTEMPTS - 1))
+
+    def late() -> None:
+        if next(attempts, None) is not None:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "no answer in time")
+        check()
+
+    monkeypatch.setattr(table, "_check", late)
+    await ann.join("http://ann")
+    assert [replica.url for replica in ann.known] == ["http://ann"]
 
 
 async def test_leaving_without_the_database(table: Table) -> None:
