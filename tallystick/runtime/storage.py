@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import START_SECONDS, explain, explain_failed_start, is_locked
 from tallystick.runtime.database_migration import MIGRATING, MigrationFailed, migrate
-from tallystick.runtime.database_url import parse_database_url
+from tallystick.runtime.database_url import describe_database, parse_database_url
 from tallystick.runtime.group_commit import GroupCommit, R, Rows, Work, Write
 from tallystick.runtime.postgres_backend import PostgresBackend
 from tallystick.runtime.sqlite_backend import SqliteBackend, file_identity
@@ -167,11 +167,16 @@ class Database:
         return self._backend.commits.queued
 
     async def ping(self) -> float:
-        """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
+        """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable, also if the server
+        takes no writes.
+        """
         begin = time.monotonic()
         if await asyncio.to_thread(file_identity, self.url) != self._file_identity:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{self._setting}: the file {self.url.database} was deleted or replaced")
-        await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"), synced=False)
+        query = "SELECT 'off'" if self.url.drivername.startswith("sqlite") else "SHOW transaction_read_only"
+        if await self.write(lambda connection: connection.exec_driver_sql(query).scalar_one(), synced=False) == "on":
+            text = f"{self._setting}: {describe_database(self.url)} takes no writes: it is a standby, or was set to read-only"
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, text)
         return time.monotonic() - begin
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from coordinator import app as module
 from coordinator.app import running
 from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
+from coordinator.health_checks import HealthChecks
 from coordinator.jobs.market import Market
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
@@ -144,6 +145,32 @@ async def test_a_failed_part_stops_the_coordinator(config: CoordinatorConfig, mo
                 async with running(config, COORDINATOR):
                     await asyncio.wait_for(asyncio.Event().wait(), 60)
             assert caught.value.subgroup(ZeroDivisionError) is not None
+
+
+async def test_a_start_that_fails_late_closes_its_connections(config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that serves already, and cannot join the others, leaves none to the garbage collector, which would write tracebacks."""
+    built, closed = list[object](), list[object]()
+    build, close = module._build, HealthChecks.close
+
+    async def kept(*args: Any, **options: Any) -> Any:
+        parts = await build(*args, **options)
+        built.append(parts.health)
+        return parts
+
+    async def closing(checks: HealthChecks) -> None:
+        await close(checks)
+        closed.append(checks)
+
+    async def fails(*_: object) -> None:
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the table of replicas cannot be reached")
+
+    monkeypatch.setattr(module, "_build", kept)
+    monkeypatch.setattr(HealthChecks, "close", closing)
+    monkeypatch.setattr(module.Replication, "join", fails)
+    with pytest.raises(Unavailable, match="table of replicas"):
+        async with running(config, COORDINATOR):
+            pass
+    assert closed == built != []
 
 
 async def test_a_port_in_use(config: CoordinatorConfig) -> None:

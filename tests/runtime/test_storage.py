@@ -567,6 +567,17 @@ async def test_others_do_not_read_an_old_database_any_more(sqlite: str, tmp_path
 
 @pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_server_that_takes_no_writes_is_not_healthy(url: str) -> None:
+    """A standby answers each question, and refuses each job: the check of the database must tell."""
+    async with opened(url) as database:
+        assert await database.ping() >= 0
+        await database.write(lambda c: c.exec_driver_sql("SET default_transaction_read_only = on"))
+        with pytest.raises(Unavailable, match="takes no writes"):
+            await database.ping()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
 @pytest.mark.parametrize("state", ["40P01", "40001"])
 async def test_a_transaction_that_met_another_process_is_repeated(url: str, state: str) -> None:
     """PostgreSQL undoes one of two transactions that wait for each other. It runs again, a few times; other errors are not
