@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
 
+MAX_CONNECTIONS = 4
+"""Of one database of a process to the server; whoever needs one more waits. The operator's manual counts them."""
 _ATTEMPTS = 5
 """Of a transaction that PostgreSQL undid because of another process's."""
 _PING_AFTER = 1.0
@@ -71,7 +73,7 @@ class PostgresBackend:
     """
 
     def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
-        self._engine = postgres_engine(url, pool_size=4)
+        self._engine = postgres_engine(url, pool_size=MAX_CONNECTIONS, max_overflow=0)
         _check_at_checkout(self._engine)
         self.commits = LoopCommit(self._write, translate)
 

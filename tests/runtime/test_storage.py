@@ -26,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.runtime import group_commit
 from tallystick.runtime.group_commit import MAX_GROUP, MAX_QUEUED, LoopCommit, ThreadCommit
+from tallystick.runtime.postgres_backend import MAX_CONNECTIONS
 from tallystick.runtime.storage import Database
 from tests.postgres import POSTGRES, empty_database
 from tests.runtime.processes import line, script
@@ -563,6 +564,21 @@ async def test_others_do_not_read_an_old_database_any_more(sqlite: str, tmp_path
             assert set(_modes(tmp_path / "state").values()) == {0o600}
         await database.write(insert(2))
         assert await database.read(ids) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_the_connections_of_a_process_are_bounded(url: str) -> None:
+    """However many reads come at once: operators set the server's `max_connections` by it."""
+
+    def opened_now(connection: Connection) -> int:
+        connection.exec_driver_sql("SELECT pg_sleep(0.05)")
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+    async with opened(url) as database:
+        counts = await asyncio.gather(*(database.read(opened_now) for _ in range(5 * MAX_CONNECTIONS)))
+    assert max(counts) <= MAX_CONNECTIONS
 
 
 @pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
