@@ -15,6 +15,7 @@ from coordinator.storage.schema import replicas
 from coordinator.storage.upserts import inserting
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.replicas import Replica
+from tallystick.runtime.database_errors import describe_error
 from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.postgres_backend import postgres_engine
 
@@ -32,7 +33,8 @@ class SqlReplicaStore:
     """Implements ReplicaStore."""
 
     def __init__(self, url: str) -> None:
-        self._engine = postgres_engine(parse_database_url(url, "db"), poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
+        self._url = parse_database_url(url, "db")
+        self._engine = postgres_engine(self._url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
         self._connection: AsyncConnection | None = None
         self._busy = asyncio.Lock()
 
@@ -71,7 +73,7 @@ class SqlReplicaStore:
                     yield self._connection
             except Exception as error:  # drivers raise errors of many kinds
                 await self._disconnect()
-                why = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+                why = "no answer in time" if isinstance(error, TimeoutError) else describe_error(error, self._url)
                 raise Unavailable(Code.DATABASE_UNAVAILABLE, f"the table of replicas cannot be reached: {why}") from error
             except BaseException:
                 await self._disconnect()

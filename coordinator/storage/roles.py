@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 from sqlalchemy import URL, Connection, pool, text
 
+from tallystick.runtime.database_errors import describe_error
 from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.postgres_backend import postgres_engine
 
@@ -76,8 +77,8 @@ class ReplicaRoles:
 
     def __init__(self, url: str | URL, replica: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """`replica`: the id of this process. Raises BadMessage for an address that is not understood."""
-        parsed = parse_database_url(url, "db") if isinstance(url, str) else url
-        self._engine = postgres_engine(parsed, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
+        self._url = parse_database_url(url, "db") if isinstance(url, str) else url
+        self._engine = postgres_engine(self._url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
         self._connection: AsyncConnection | None = None
         self._works: dict[str, asyncio.Task[None]] = {}
         self._replica, self._sleep = replica, sleep
@@ -132,7 +133,8 @@ class ReplicaRoles:
         ended, self._works = self._works, {}
         await _cancel(ended.values())
         if error is not None:
-            log.warning("roles lost: the database does not answer", roles=sorted(ended), error=f"{type(error).__name__}: {error}")
+            why = "no answer in time" if isinstance(error, TimeoutError) else describe_error(error, self._url)
+            log.warning("roles lost: the database does not answer", roles=sorted(ended), error=why)
         if connection is not None:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(ANSWER_SECONDS):

@@ -49,7 +49,7 @@ def explain_failed_start(error: BaseException, url: URL, setting: str) -> Unavai
             "database"
         )
     if url.drivername.startswith("sqlite"):
-        return _unavailable(f"{setting}: unable to open database file {url.database}: {_reason(error, url)}")
+        return _unavailable(f"{setting}: unable to open database file {url.database}: {describe_error(error, url)}")
     return _explain_postgres(error, url, setting)
 
 
@@ -64,9 +64,9 @@ def explain(error: BaseException, url: URL, setting: str) -> Unavailable | None:
             "readable rows with `sqlite3 FILE .recover | sqlite3 NEW`. Otherwise name another file"
         )
         return _unavailable(text)
-    return (
-        Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer: {_reason(error, url)}") if is_gone(error) else None
-    )
+    if not is_gone(error):
+        return None
+    return Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer: {describe_error(error, url)}")
 
 
 def _locked(url: URL, seconds: float) -> Unavailable:
@@ -105,7 +105,7 @@ def is_locked(error: BaseException) -> bool:
 
 
 def _explain_postgres(error: BaseException, url: URL, setting: str) -> Unavailable:
-    names, reason, server = _names(error), _reason(error, url), describe_server(url)
+    names, reason, server = _names(error), describe_error(error, url), describe_server(url)
     retry = False
     if isinstance(error, socket.gaierror):
         text = f"the host {url.host!r} is unknown ({reason})"
@@ -149,7 +149,7 @@ def _names(error: BaseException) -> set[str]:
     return {ancestor.__name__ for cause in _causes(error) for ancestor in type(cause).__mro__}
 
 
-def _reason(error: BaseException, url: URL) -> str:
+def describe_error(error: BaseException, url: URL) -> str:
     """The driver's own words, without SQL and without the password."""
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, OSError) and cause.strerror and cause.filename:

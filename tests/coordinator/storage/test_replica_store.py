@@ -103,3 +103,12 @@ async def test_concurrent_calls_take_turns(url: str) -> None:
     async with _open(url) as ann:
         await asyncio.gather(*(ann.beat(ANN, 60) for _ in range(5)), ann.remove("other"))
         assert await ann.beat(ANN, 60) == [ANN]
+
+
+async def test_the_reason_of_the_server_is_told() -> None:
+    """Of a server that refuses connections, or has no more of them, the operator reads that, and no password."""
+    store = SqlReplicaStore("postgresql://tally:s3cret@127.0.0.1:9/market")
+    with pytest.raises(Unavailable, match=r"Connect call failed|Connection refused") as caught:
+        await store.beat(ANN, 60)
+    assert "s3cret" not in str(caught.value)
+    await store.close()
