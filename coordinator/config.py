@@ -13,7 +13,7 @@ from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.match_log import MERGE_SECONDS
-from tallystick.protocol.replicas import MAX_REPLICAS, read_replica_url
+from tallystick.protocol.replicas import MAX_REPLICAS, Reach, read_replica_url, split_allowed
 from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
@@ -212,7 +212,15 @@ class CoordinatorConfig:
             return
         if self.workers > 1 and "{port}" not in self.replica_url:
             raise BadMessage(f"config: replica_url: {port}, got {self.replica_url[:200]!r}")
-        read_replica_url(self.replica_url.replace("{port}", "1"), "config: replica_url")
+        url = read_replica_url(self.replica_url.replace("{port}", "1"), "config: replica_url")
+        if not self.public_urls or is_loopback(urlsplit(self.public_urls[0]).hostname or ""):
+            return
+        public = self.public_urls[0]
+        if split_allowed(public, [url], Reach.NETWORK)[1]:
+            raise BadMessage(
+                f"config: replica_url: whoever was given {public} would not use {self.replica_url[:200]!r}: a replica has "
+                "https if that URL has it, the path of that URL or none, and no address by which a machine reaches itself"
+            )
 
     def own_url(self, port: int) -> str:
         """Returns the URL at which clients and nodes reach the replica that listens on `port`, which no other replica has."""

@@ -148,6 +148,9 @@ def test_an_address_of_nats_makes_a_replica() -> None:
         (REPLICA | {"workers": 2, "public_urls": ["https://r.example/market"]}, "replica_url: required"),
         (REPLICA | {"replica_url": "r.example"}, "replica_url: expected a URL"),
         (REPLICA | {"replica_url": "https://ann:pw@r.example"}, "replica_url: expected a URL"),
+        (REPLICA | {"public_urls": ["https://m.example"], "replica_url": "http://r.example"}, "would not use"),
+        (REPLICA | {"public_urls": ["https://m.example"], "replica_url": "https://r.example/r1"}, "would not use"),
+        (REPLICA | {"public_urls": ["http://m.example"], "replica_url": "http://localhost:8420"}, "would not use"),
         (REPLICA | {"drain_seconds": -1}, "drain_seconds"),
     ],
 )
