@@ -107,7 +107,10 @@ def _environments() -> Iterator[Callable[[], dict[str, str]]]:
     def of_chart() -> dict[str, str]:
         (pods,) = _of_kind(rendered(), "StatefulSet")
         entries = pods["spec"]["template"]["spec"]["containers"][0]["env"]
-        given = {entry["name"]: entry.get("value", "postgresql://tally@db.example/tally") for entry in entries}
+        secret = {"db": "postgresql://tally@db.example/tally", "bus": "nats://tally:x@nats:4222"}
+        refs = {entry["name"]: entry.get("valueFrom", {}).get("secretKeyRef", {}).get("key") for entry in entries}
+        assert {key for key in refs.values() if key} == secret.keys(), "no value has a password"
+        given = {entry["name"]: entry.get("value") or secret.get(refs[entry["name"]]) for entry in entries}
         return {name: str(value).replace("$(POD_NAME)", "market-0") for name, value in given.items()}
 
     def of_compose() -> dict[str, str]:
