@@ -22,6 +22,7 @@ from coordinator.chain.settler import Settler
 from coordinator.config import CoordinatorConfig
 from coordinator.health_checks import HealthChecks
 from coordinator.jobs.market import Market
+from coordinator.replication import Replication
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
 from tallystick.runtime import single_instance
@@ -166,7 +167,7 @@ async def test_a_start_that_fails_late_closes_its_connections(config: Coordinato
 
     monkeypatch.setattr(module, "_build", kept)
     monkeypatch.setattr(HealthChecks, "close", closing)
-    monkeypatch.setattr(module.Replication, "join", fails)
+    monkeypatch.setattr(Replication, "join", fails)
     with pytest.raises(Unavailable, match="table of replicas"):
         async with running(config, COORDINATOR):
             pass
