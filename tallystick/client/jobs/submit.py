@@ -140,6 +140,8 @@ class JobSubmitter:
             stream = await post()
         except (TallyError, asyncio.CancelledError) as error:
             await self._close_orders(request, key, job, error, signed=orders, idempotency_key=idempotency_key)
+            if self._came_late(error, orders):
+                raise ReplicaLost from error
             raise
         finally:
             self.submitting.discard(job)
@@ -220,6 +222,12 @@ class JobSubmitter:
             created_at=self.clock() // 1_000_000_000,
             label=request.label,
         )
+
+    def _came_late(self, error: BaseException, orders: Sequence[PlacedOrder]) -> bool:
+        """Whether orders expired on their way: the coordinator hung, and the caller did nothing wrong."""
+        now = self.clock() // 1_000_000_000
+        expired = any(placed.order.message.deadline <= now for placed in orders)
+        return expired and isinstance(error, Refusal) and error.code is Code.ORDER_EXPIRED
 
     async def _close_orders(
         self,

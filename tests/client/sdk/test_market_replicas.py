@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -127,6 +128,33 @@ async def test_a_replica_that_stops(replicas: Replicas, wallet: Signer, config: 
         assert await run(market) == ANSWER
         assert len({submission.job for submission in replicas.served[0].submissions}) == 2
         assert (await market.tab(replicas.served[0].providers[0].address)).open_caps == 0
+
+
+class _Late(list[TallyError]):
+    """Refusals of a replica that hung until the orders had expired: each takes as long as the clock then shows."""
+
+    def __init__(self, late_ns: int) -> None:
+        super().__init__([Refusal(Code.ORDER_EXPIRED, "order.deadline: passed 0 s ago")])
+        self.late_ns, self.passed_ns = late_ns, 0
+
+    def pop(self, *index: Any) -> TallyError:
+        self.passed_ns += self.late_ns
+        return super().pop(*index)
+
+
+@pytest.mark.parametrize("hung", [True, False])
+async def test_orders_that_expired_on_their_way(replicas: Replicas, wallet: Signer, config: ClientConfig, hung: bool) -> None:
+    """A replica that hung for so long had no job, so the request is submitted anew; a wrong clock is told to the caller."""
+    late = _Late(3_600_000_000_000 if hung else 0)
+    async with Market(replicas.served[2].url, wallet, config, clock=lambda: time.time_ns() + late.passed_ns) as market:
+        await run(market)
+        replicas.served[0].refusals = late
+        if hung:
+            assert await run(market) == ANSWER
+        else:
+            with pytest.raises(Refusal, match="passed 0 s ago"):
+                await run(market)
+    assert not replicas.served[1].requests
 
 
 async def test_other_refusals_are_final(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
