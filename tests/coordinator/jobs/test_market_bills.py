@@ -73,7 +73,8 @@ async def test_nothing_delivered_is_not_billed(world: World, outcome: Outcome, c
         node.chunk(client.job.id, chunk)
     node.finish(client.job.id, outcome=outcome)
     await quiet()
-    await _assert_nothing_billed(world, node, client)
+    code = Code.BAD_RECEIPT if outcome is Outcome.CLIENT_CANCELLED else Code.UNDELIVERED
+    await _assert_nothing_billed(world, node, client, code)
 
 
 async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
@@ -84,7 +85,7 @@ async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
     client = await world.started(node)
     node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
     await quiet()
-    await _assert_nothing_billed(world, node, client)
+    await _assert_nothing_billed(world, node, client, Code.BAD_RECEIPT)
 
 
 @pytest.mark.parametrize("price", [0, 1_000_000])
@@ -96,7 +97,7 @@ async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) 
     nothing = {"input_tokens": 0, "output_tokens": 0, "cost": Amount(0), "cumulative_cost": Amount(0)}
     node.finish(client.job.id, outcome=Outcome.CLIENT_CANCELLED, **nothing)
     await quiet()
-    await _assert_nothing_billed(world, node, client)
+    await _assert_nothing_billed(world, node, client, Code.BAD_RECEIPT)
 
 
 async def test_an_undelivered_free_response_earns_no_reputation(world: World) -> None:
