@@ -254,7 +254,7 @@ class FakeMarket:
         self.inquiries: list[Inquiry] = []
         self.submissions: list[Submission] = []
         self.cancels: list[JobId] = []
-        self.killed = False
+        self.killed = self.hangs = False
         self.refuses_further: TallyError | None = None
         """The answer to further orders, instead of taking them."""
         self.refusals: list[TallyError] = []
@@ -339,6 +339,8 @@ class FakeMarket:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self.requests.append(request.path)
+        if self.hangs:
+            await asyncio.Event().wait()
         return await handler(request)
 
     async def _info(self, _request: web.Request) -> web.Response:

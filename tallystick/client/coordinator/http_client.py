@@ -103,6 +103,17 @@ class CoordinatorClient(CoordinatorTransport):
                 del self._links[url]
                 await links.close()
 
+    def _quiet_since(self, url: str) -> float | None:
+        """See CoordinatorTransport."""
+        links = self._links.get(url)
+        return None if links is None else links.quiet_since
+
+    def _give_up(self, url: str) -> None:
+        """See CoordinatorTransport."""
+        super()._give_up(url)
+        if url in self._links:
+            self._links[url].abandon("this replica of the coordinator hangs")
+
     async def _pages(self, path: str, member: str, **query: str) -> AsyncIterator[Any]:
         """Yields the items of a listing, page by page, within MAX_PAGES, MAX_RAW and request_seconds."""
         clock = asyncio.get_running_loop().time
@@ -265,8 +276,10 @@ class CoordinatorClient(CoordinatorTransport):
     async def _submit_once(self, url: str, submission: bytes, linger: int | None) -> JobStream:
         link = await self._links_of(url).find(len(submission), self.connect_seconds)
         if link is not None:
+            if self.replicas.is_replicated:
+                self.watch.watch(url)
             return await link.submit(submission, linger)
-        return HttpJobStream(await self._post(url, submission, linger))
+        return HttpJobStream(await self._post(url, submission, linger), lambda: self.watching(url))
 
     async def _post(self, url: str, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = self.timeout(total=self._config.run_seconds, sock_read=self._config.stream_idle_seconds)
@@ -275,7 +288,8 @@ class CoordinatorClient(CoordinatorTransport):
         if linger is not None:
             headers["x-tally-linger"] = str(linger)
         target = f"{url}/v1/jobs"
-        response = await self.client().post(target, data=data, headers=headers, timeout=timeout, allow_redirects=False)
+        async with self.watching(url):
+            response = await self.client().post(target, data=data, headers=headers, timeout=timeout, allow_redirects=False)
         if response.status == 200:
             return response
         async with response:

@@ -206,6 +206,8 @@ class JobLink:
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.problem: TallyError | None = None
         """Why no more jobs may be sent here; None while they may."""
+        self.heard_at = self.clock()
+        """When a message came last, or a job was sent after that."""
         connection.on_message = self._take
         connection.on_writable, connection.on_lost = self._writable.set, self._lost
 
@@ -221,6 +223,8 @@ class JobLink:
             await self._writable.wait()
         if self.problem is not None:
             raise LinkLost(str(self.problem))
+        if not self.streams:
+            self.heard_at = self.clock()
         self._last_stream += 1
         stream = self.streams[self._last_stream] = LinkJobStream(self, self._last_stream, self.clock())
         self.post(pack_record(self._last_stream, Kind.SUBMIT, pack_submit(submission, linger)))
@@ -252,6 +256,7 @@ class JobLink:
             self._connection.send_parts(parts)
 
     def _take(self, message: bytes | str) -> None:
+        self.heard_at = self.clock()
         try:
             if not isinstance(message, bytes):
                 raise BadMessage("link: expected binary messages, got text")
@@ -279,6 +284,11 @@ class JobLink:
         self.problem = self.problem or error
         if not self.welcomed.done():
             self.welcomed.set_exception(error)
+        self._connection.transport.abort()
+
+    def abandon(self, reason: str) -> None:
+        """Ends the connection at once."""
+        self.problem = self.problem or StreamLost(reason)
         self._connection.transport.abort()
 
     def _lost(self) -> None:

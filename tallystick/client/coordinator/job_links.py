@@ -81,6 +81,16 @@ class JobLinks:
         """Whether a job is read on the link."""
         return self._link is not None and bool(self._link.streams)
 
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when nothing has come on the link; None if no job is read on it."""
+        return self._link.heard_at if self._link is not None and self._link.streams else None
+
+    def abandon(self, reason: str) -> None:
+        """Ends the link at once, and the streams of its jobs."""
+        if self._link is not None:
+            self._link.abandon(reason)
+
     async def find(self, size: int, open_seconds: float | None = None) -> JobLink | None:
         """The link for a submission of `size` bytes; None if it goes by HTTP. Raises BadMessage for another protocol.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from tallystick.protocol.wire import Candidate, FrameReader, Kind
 Sink = Callable[[bytes], bool]
 """Takes the payload of a chunk at once, and returns whether it did. It must not raise."""
 Frame = tuple[Kind, bytes]
+Watching = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 
 class StreamLost(Unavailable):
@@ -51,17 +53,18 @@ class JobStream(Protocol):
 
 
 class HttpJobStream:
-    """The frames of an open response to POST /v1/jobs."""
+    """The frames of an open response to POST /v1/jobs. `watching` wraps each wait, and may end it with TimeoutError."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response, self._reader = response, FrameReader()
+    def __init__(self, response: aiohttp.ClientResponse, watching: Watching = contextlib.nullcontext) -> None:
+        self._response, self._reader, self._watching = response, FrameReader(), watching
 
     async def read(self, *, whole: bool = False, sink: Sink | None = None) -> Sequence[Frame]:  # noqa: ARG002 - both are optional
         """See JobStream."""
         frames: list[Frame] = []
         while not frames:
             try:
-                data = await self._response.content.readany()
+                async with self._watching():
+                    data = await self._response.content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise StreamLost(str(error) or type(error).__name__) from error
             if not data:

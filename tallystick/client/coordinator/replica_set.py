@@ -26,6 +26,8 @@ class ReplicaSet:
         """`seeds`: the configured URLs; `account`: the payer."""
         self.seeds, self._account = tuple(dict.fromkeys(url.rstrip("/") for url in seeds)), account
         self._listed: tuple[str, ...] = ()
+        self._former = set[str]()
+        """URLs that were listed before."""
         self.urls = self.seeds
         """All URLs, the listed replicas first."""
         self._refused: set[str] = set()
@@ -46,11 +48,21 @@ class ReplicaSet:
     def learn(self, replicas: Iterable[Replica], reach: Reach = Reach.MACHINE) -> list[str]:
         """Takes the coordinator's list. Returns the URLs in it that may not be dialled. `reach`: see split_allowed."""
         allowed, refused = split_allowed(self.seeds[0], [replica.url for replica in replicas], reach)
+        self._former |= set(self._listed)
         self._listed = tuple(replica_order(self._account, allowed))
+        self._former -= set(self._listed)
         self._refused &= set(self._listed)
         self._list_urls()
         self._down = {url: until for url, until in self._down.items() if url in self.urls}
         return refused
+
+    def has_left(self, url: str) -> bool:
+        """Whether a URL was listed once and no longer is."""
+        return url in self._former
+
+    def others(self, url: str, now: float) -> list[str]:
+        """The URLs beside this one that did not fail lately, at most MAX_TRIES."""
+        return [other for other in self.urls if other != url and self._down.get(other, now) <= now][:MAX_TRIES]
 
     def refuse(self, url: str) -> None:
         """Leaves out a listed URL, as long as it is listed: another coordinator answers there."""

@@ -20,6 +20,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import BoundedJsonReader
 from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.coordinator.replica_set import ReplicaSet
+from tallystick.client.coordinator.replica_watch import ReplicaWatch
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.proxies import uses_proxy
@@ -35,6 +36,8 @@ KEEPALIVE_SECONDS = 4
 
 REPLICA_CONNECT_SECONDS = 2.0
 """Seconds within which a replica must take a connection, if there are others."""
+HEALTH_SECONDS = 1.5
+"""Seconds within which a replica that seems to hang must say that it does not."""
 T = TypeVar("T")
 
 
@@ -83,6 +86,7 @@ class CoordinatorTransport:
         self._verified: set[str] = set()
         """Listed replicas that said that they are this coordinator."""
         self._refreshing: asyncio.Task[None] | None = None
+        self.watch = ReplicaWatch(has_left=self._has_left, quiet_since=self._quiet_since, give_up=self._give_up)
         self._session: aiohttp.ClientSession | None = None
         self._resolver = ReplicaResolver(self.replicas.seeds)
 
@@ -97,6 +101,7 @@ class CoordinatorTransport:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.watch.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
@@ -167,6 +172,29 @@ class CoordinatorTransport:
     async def _list_changed(self) -> None:
         """Called after the list of replicas was read again."""
 
+    async def _has_left(self, url: str) -> bool:
+        """Whether a replica does not answer, and another one says that it is not among them any more."""
+        timeout = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self.client().get(f"{url}/v1/health", timeout=timeout, allow_redirects=False):
+                return False
+        for other in self.replicas.others(url, asyncio.get_running_loop().time()):
+            with contextlib.suppress(TallyError):
+                async with asyncio.timeout(HEALTH_SECONDS):
+                    if not await self._is_ours(other):
+                        continue
+                    await self._info_at(other)
+                    return self.replicas.has_left(url)
+        return False
+
+    def _quiet_since(self, _url: str) -> float | None:
+        """Since when nothing has come on a connection that jobs wait on; None if none do."""
+        return None
+
+    def _give_up(self, url: str) -> None:
+        """Ends what waits at a replica that hangs."""
+        self.replicas.lose(url, asyncio.get_running_loop().time())
+
     def _learn(self, url: str, info: CoordinatorInfo) -> None:
         """Takes the list of replicas from a configured URL, or from a replica of the same coordinator."""
         identity = info.coordinator, info.domain
@@ -216,9 +244,12 @@ class CoordinatorTransport:
         all_headers = {"content-type": "application/json", "accept": "application/json"} | headers
         data = None if body is None else orjson.dumps(body)
         try:
-            async with self.client().request(
-                method, url + path, data=data, headers=all_headers, allow_redirects=False, timeout=self.timeout()
-            ) as response:
+            async with (
+                self.watching(url),
+                self.client().request(
+                    method, url + path, data=data, headers=all_headers, allow_redirects=False, timeout=self.timeout()
+                ) as response,
+            ):
                 self.check_direct(url, response)
                 raw, size = await self.read(url, response)
                 if response.status >= 300:
@@ -226,6 +257,10 @@ class CoordinatorTransport:
                 return raw, size
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.transport_error(url, error) from error
+
+    def watching(self, url: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wraps a request: it raises TimeoutError if its replica turns out to hang."""
+        return self.watch.waiting(url) if self.replicas.is_replicated else contextlib.nullcontext()
 
     @property
     def connect_seconds(self) -> float:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tallystick.cli.local.processes import free_port
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator import transport
+from tallystick.client.coordinator import replica_watch, transport
 from tallystick.client.gateway.operations import Operations
 from tallystick.client.jobs.job import run_of
 from tallystick.client.jobs.result import StreamInterrupted
@@ -29,6 +29,7 @@ from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.replicas import replica_order
 from tallystick.protocol.types import JobId
+from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -79,6 +80,11 @@ class Replicas:
         """Kills the replica that the wallet uses; the others notice."""
         self.list(*self.served[1:])
         await self.served[0].kill()
+
+    def hang_first(self) -> None:
+        """Lets the replica that the wallet uses answer nothing any more, as a stopped process; the others notice."""
+        self.list(*self.served[1:])
+        self.served[0].hangs = True
 
     def script(self, script: Script) -> None:
         """Plays a script at the first replica, and an honest one at the others."""
@@ -222,6 +228,70 @@ async def test_a_replica_lost_before_the_answer(
         assert lost in replicas.served[1].cancels
         tab = await market.tab(replicas.served[0].providers[0].address)
         assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short time in which a replica must show that it lives."""
+    monkeypatch.setattr(replica_watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(replica_watch, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(transport, "HEALTH_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.parametrize("script", [before_match, after_dispatch])
+async def test_a_replica_that_hangs_with_a_job(replicas: Replicas, wallet: Signer, config: ClientConfig, script: Script) -> None:
+    """Its connections stay open. The job moves on once the replica is silent and the others do not list it any more."""
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await eventually(lambda: script is before_match or replicas.served[0].last.attempts == 1)
+        replicas.hang_first()
+        assert (await reading).body == ANSWER
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+    assert replicas.served[1].submissions
+
+
+@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.parametrize("path", ["shortlist", "jobs"])
+async def test_a_replica_that_hangs_with_a_request(replicas: Replicas, wallet: Signer, config: ClientConfig, path: str) -> None:
+    """The request goes to the next one. A job that may have arrived is asked for there first."""
+    remembered = {"shortlist": 0.0, "jobs": 60.0}[path]
+    async with client(replicas, wallet, replace(config, shortlist_seconds=remembered)) as market:
+        await run(market)
+        replicas.hang_first()
+        before = len(replicas.served[1].requests)
+        assert await run(market) == ANSWER
+        assert replicas.served[1].requests[before:].count("/v1/jobs") == 1
+        assert await run(market) == ANSWER, "later requests do not wait for it"
+
+
+@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_replica_that_lives_or_is_listed_is_waited_for(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, hangs: bool
+) -> None:
+    """It may be busy, if the others still list it, or about to stop, if it still answers."""
+    goes_on = asyncio.Event()
+
+    async def slow(session: Session) -> None:
+        await session.send(Kind.BEAT)
+        await goes_on.wait()
+        await honest(session)
+
+    replicas.script(slow)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await eventually(lambda: bool(replicas.served[0].sessions))
+        if hangs:
+            replicas.served[0].hangs = True
+        else:
+            replicas.list(*replicas.served[1:])
+        await asyncio.sleep(1.0)
+        goes_on.set()
+        assert (await reading).body == ANSWER
+    assert len(replicas.served[0].submissions) == 1
 
 
 @pytest.mark.parametrize("words", [1, 30])
