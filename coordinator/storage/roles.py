@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, pool, text
 
 from tallystick.runtime.database_errors import describe_error
 from tallystick.runtime.database_url import parse_database_url
-from tallystick.runtime.postgres_backend import postgres_engine
+from tallystick.runtime.postgres_backend import KEEPALIVE, postgres_engine
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,12 +32,7 @@ ANSWER_SECONDS = 2.0
 SILENT_SECONDS = 4
 _LOCK_CLASS, LIFE_CLASS = 0x7A15, 0x7A18
 """The first numbers of the locks on roles, and of those on the ids of replicas."""
-_SETTINGS = {
-    "idle_session_timeout": f"{SILENT_SECONDS}s",  # since PostgreSQL 14
-    "tcp_keepalives_idle": "1",
-    "tcp_keepalives_interval": "1",
-    "tcp_keepalives_count": f"{SILENT_SECONDS - 1}",
-}
+_SETTINGS = KEEPALIVE | {"idle_session_timeout": f"{SILENT_SECONDS}s"}  # since PostgreSQL 14
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -78,7 +73,7 @@ class ReplicaRoles:
     def __init__(self, url: str | URL, replica: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """`replica`: the id of this process. Raises BadMessage for an address that is not understood."""
         self._url = parse_database_url(url, "db") if isinstance(url, str) else url
-        self._engine = postgres_engine(self._url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
+        self._engine = postgres_engine(self._url, _SETTINGS, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
         self._connection: AsyncConnection | None = None
         self._works: dict[str, asyncio.Task[None]] = {}
         self._replica, self._sleep = replica, sleep
@@ -105,9 +100,6 @@ class ReplicaRoles:
         """Asks for the roles that this process has not. The questions show that the connection is alive."""
         if self._connection is None:
             self._connection = await self._engine.connect()
-            for name, value in _SETTINGS.items():
-                setting = text("SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name")
-                await self._connection.execute(setting, {"name": name, "value": value})
             await self._connection.execute(_TRY, {"class": LIFE_CLASS, "key": lock_key(self._replica)})
         await self._connection.scalar(text("SELECT 1"))
         for role, work in works.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
 
+SILENT_SECONDS = 3
+"""How long a transaction may wait for a process, or a connection for a machine, that hangs: others may wait for its locks."""
+KEEPALIVE = {
+    "tcp_keepalives_idle": "1",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": f"{SILENT_SECONDS}",
+}
+"""Settings of PostgreSQL with which it notices that a machine is gone."""
+_SETTINGS = KEEPALIVE | {"idle_in_transaction_session_timeout": f"{SILENT_SECONDS}s"}
+_SET = "SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1"
 MAX_CONNECTIONS = 4
 """Of one database of a process to the server; whoever needs one more waits. The operator's manual counts them."""
 _ATTEMPTS = 5
@@ -30,8 +41,11 @@ _CONFLICTS = frozenset({"40001", "40P01"})
 log = structlog.get_logger()
 
 
-def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
-    """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode."""
+def postgres_engine(url: URL, settings: Mapping[str, str] = MappingProxyType({}), **options: Any) -> AsyncEngine:
+    """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode.
+
+    `settings`: of each connection; those that the server does not know are left out.
+    """
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
 
     dsn, seconds = postgres_dsn(url)
@@ -40,7 +54,10 @@ def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
     async def connect() -> Any:
         import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
 
-        return await asyncpg.connect(dsn, timeout=seconds, **tls)
+        connection = await asyncpg.connect(dsn, timeout=seconds, **tls)
+        for name, value in settings.items():  # not with the connection: poolers refuse what they do not know
+            await connection.fetchval(_SET, name, value)
+        return connection
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)
 
@@ -73,7 +90,7 @@ class PostgresBackend:
     """
 
     def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
-        self._engine = postgres_engine(url, pool_size=MAX_CONNECTIONS, max_overflow=0)
+        self._engine = postgres_engine(url, _SETTINGS, pool_size=MAX_CONNECTIONS, max_overflow=0)
         _check_at_checkout(self._engine)
         self.commits = LoopCommit(self._write, translate)
 

@@ -663,3 +663,38 @@ async def test_the_server_is_asked_only_about_idle_connections(url: str, idle: b
         for number in range(3):
             await database.write(insert(number + 1))
     assert asked == [";"] * 3 * idle
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_process_that_hangs_in_a_transaction_holds_no_locks(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one that waits for its row goes on. When it is back, its write has failed, and the next one works."""
+    settings = {"idle_in_transaction_session_timeout": "200ms"}
+    monkeypatch.setattr("tallystick.runtime.postgres_backend._SETTINGS", settings)
+    locked, hung = threading.Event(), threading.Event()
+
+    def hang(connection: Connection) -> None:
+        connection.execute(sa.text("UPDATE facts SET word = 'hung' WHERE id = 0"))
+        locked.set()
+        hung.wait(IN_TIME)  # the whole event loop stands still, as that of a process that was stopped
+        connection.execute(sa.text("SELECT 1"))
+
+    async def other() -> str:
+        async with opened(url) as database:
+            await database.write(lambda c: c.execute(sa.text("UPDATE facts SET word = 'gone on' WHERE id = 0")))
+            return await database.read(lambda c: c.execute(sa.text("SELECT word FROM facts WHERE id = 0")).scalar_one())
+
+    def wait_for_it() -> str:
+        locked.wait(IN_TIME)
+        try:
+            return asyncio.run(other())
+        finally:
+            hung.set()
+
+    async with opened(url) as database:
+        waiting = asyncio.create_task(asyncio.to_thread(wait_for_it))
+        with pytest.raises(Unavailable):
+            await database.write(hang)
+        assert await waiting == "gone on"
+        await database.write(insert(1))
+        assert await database.read(ids) == [0, 1]
