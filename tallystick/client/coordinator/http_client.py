@@ -251,7 +251,9 @@ class CoordinatorClient(CoordinatorTransport):
         keyed = linger is not None
         try:
             return await self._submit_once(url, submission, linger)
-        except (aiohttp.ServerDisconnectedError, LinkLost):
+        except (aiohttp.ServerDisconnectedError, LinkLost) as lost:
+            if self.replicas.is_down(url, asyncio.get_running_loop().time()):  # it hangs
+                raise ConnectionLost(f"coordinator {url}: {lost}", keyed=keyed) from lost
             try:
                 return await self._submit_once(url, submission, linger)
             except StreamLost as error:

@@ -58,6 +58,7 @@ class LinkJobStream:
         "_whole",
         "began",
         "last",
+        "matched",
         "waiting",
     )
 
@@ -73,6 +74,8 @@ class LinkJobStream:
         self._added: asyncio.Future[bytes] | None = None
         self.waiting: float | None = None
         """Since when the reader has waited for a frame."""
+        self.matched = False
+        """Whether a provider has the job, as far as this client knows."""
         self.last = False
         """Whether the frame came that ends the job."""
 
@@ -91,6 +94,7 @@ class LinkJobStream:
                 self._added.set_result(payload)
         else:
             self._begun = True
+            self.matched = self.matched or kind is not Kind.BEAT
             self._frames.append((kind, payload))
             self._buffered += FRAME_HEAD + len(payload)
             if kind not in _QUIET or self._buffered >= CREDIT_BYTES:
@@ -206,8 +210,8 @@ class JobLink:
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.problem: TallyError | None = None
         """Why no more jobs may be sent here; None while they may."""
-        self.heard_at = self.clock()
-        """When a message came last, or a job was sent after that."""
+        self._heard_at = self.clock()
+        """When a message came last, or the first job was sent after a rest."""
         connection.on_message = self._take
         connection.on_writable, connection.on_lost = self._writable.set, self._lost
 
@@ -224,7 +228,7 @@ class JobLink:
         if self.problem is not None:
             raise LinkLost(str(self.problem))
         if not self.streams:
-            self.heard_at = self.clock()
+            self._heard_at = self.clock()
         self._last_stream += 1
         stream = self.streams[self._last_stream] = LinkJobStream(self, self._last_stream, self.clock())
         self.post(pack_record(self._last_stream, Kind.SUBMIT, pack_submit(submission, linger)))
@@ -256,7 +260,7 @@ class JobLink:
             self._connection.send_parts(parts)
 
     def _take(self, message: bytes | str) -> None:
-        self.heard_at = self.clock()
+        self._heard_at = self.clock()
         try:
             if not isinstance(message, bytes):
                 raise BadMessage("link: expected binary messages, got text")
@@ -286,10 +290,19 @@ class JobLink:
             self.welcomed.set_exception(error)
         self._connection.transport.abort()
 
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when nothing has come; None if no job waits for a provider here."""
+        return None if all(stream.matched for stream in self.streams.values()) else self._heard_at
+
     def abandon(self, reason: str) -> None:
-        """Ends the connection at once."""
+        """Ends the streams of jobs that no provider has. The others go on, if the coordinator does."""
         self.problem = self.problem or StreamLost(reason)
-        self._connection.transport.abort()
+        for stream in tuple(self.streams.values()):
+            if not stream.matched:
+                stream.lose(LinkLost(reason))
+        if not self.streams:
+            self._connection.transport.abort()
 
     def _lost(self) -> None:
         if self.problem is None:

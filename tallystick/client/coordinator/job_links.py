@@ -83,11 +83,11 @@ class JobLinks:
 
     @property
     def quiet_since(self) -> float | None:
-        """Since when nothing has come on the link; None if no job is read on it."""
-        return self._link.heard_at if self._link is not None and self._link.streams else None
+        """See JobLink; None without a link."""
+        return None if self._link is None else self._link.quiet_since
 
     def abandon(self, reason: str) -> None:
-        """Ends the link at once, and the streams of its jobs."""
+        """See JobLink."""
         if self._link is not None:
             self._link.abandon(reason)
 

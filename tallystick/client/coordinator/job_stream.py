@@ -53,23 +53,25 @@ class JobStream(Protocol):
 
 
 class HttpJobStream:
-    """The frames of an open response to POST /v1/jobs. `watching` wraps each wait, and may end it with TimeoutError."""
+    """The frames of an open response to POST /v1/jobs. `watching` wraps each wait for a provider, and may raise TimeoutError."""
 
     def __init__(self, response: aiohttp.ClientResponse, watching: Watching = contextlib.nullcontext) -> None:
         self._response, self._reader, self._watching = response, FrameReader(), watching
+        self._matched = False
 
     async def read(self, *, whole: bool = False, sink: Sink | None = None) -> Sequence[Frame]:  # noqa: ARG002 - both are optional
         """See JobStream."""
         frames: list[Frame] = []
         while not frames:
             try:
-                async with self._watching():
+                async with contextlib.nullcontext() if self._matched else self._watching():
                     data = await self._response.content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise StreamLost(str(error) or type(error).__name__) from error
             if not data:
                 raise StreamLost("the coordinator closed it")
             frames.extend(self._reader.feed(data))
+        self._matched = self._matched or any(kind is not Kind.BEAT for kind, _ in frames)
         return frames
 
     def close(self) -> None:

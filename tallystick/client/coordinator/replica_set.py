@@ -62,7 +62,7 @@ class ReplicaSet:
 
     def others(self, url: str, now: float) -> list[str]:
         """The URLs beside this one that did not fail lately, at most MAX_TRIES."""
-        return [other for other in self.urls if other != url and self._down.get(other, now) <= now][:MAX_TRIES]
+        return [other for other in self.urls if other != url and not self.is_down(other, now)][:MAX_TRIES]
 
     def refuse(self, url: str) -> None:
         """Leaves out a listed URL, as long as it is listed: another coordinator answers there."""
@@ -76,10 +76,14 @@ class ReplicaSet:
         """Notes that a URL did not answer."""
         self._down[url] = now + DOWN_SECONDS
 
+    def is_down(self, url: str, now: float) -> bool:
+        """Whether a URL did not answer lately."""
+        return self._down.get(url, now) > now
+
     def order(self, now: float, home: str | None = None) -> list[str]:
         """The URLs to try, at most MAX_TRIES: `home` first, if it did not fail; those that failed lately come last."""
         urls = self.urls
-        down = [url for url in urls if self._down.get(url, now) > now]
+        down = [url for url in urls if self.is_down(url, now)]
         up = sorted((url for url in urls if url not in down), key=lambda url: url != home)
         return [*up, *down][:MAX_TRIES]
 

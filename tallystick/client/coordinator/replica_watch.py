@@ -3,7 +3,7 @@
 Its connections stay open, so whoever waits for it would wait for tens of seconds. A replica that is alive says so to the others
 each second, and they list it no more after three. So while something waits, a replica from which nothing came for a while is
 asked for its health. If it does not answer, and another one does not list it any more, what waits for it is given up and goes
-elsewhere.
+elsewhere. A job that a provider has is not: its replica may be back, and the answer is paid for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ReplicaWatch:
     """See the module's docstring.
 
     `has_left` returns whether a replica is silent and no longer listed; `quiet_since` since when nothing has come on the link of
-    a URL, None if no job waits there. `give_up` ends that link.
+    a URL, None if no job waits for a provider there. `give_up` ends that wait.
     """
 
     def __init__(

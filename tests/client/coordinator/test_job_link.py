@@ -612,3 +612,38 @@ async def test_an_old_coordinator_gets_jobs_by_http() -> None:
                 with pytest.raises(BadMessage, match="redirects to"):
                     await client.submit(b"x")
     assert [request.split()[1] for request in requests] == [b"/v1/link", b"/v1/jobs", b"/v1/jobs"]
+
+
+async def test_a_link_whose_coordinator_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that wait for a provider are given up, and new ones go elsewhere. A job that a provider has goes on to its end."""
+    go_on, waits = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        matched, _ = await peer.expect(Kind.SUBMIT)
+        await peer.send(matched, Kind.MATCH)
+        waiting, _ = await peer.expect(Kind.SUBMIT)
+        await peer.send(waiting, Kind.BEAT)
+        waits.set()
+        await go_on.wait()
+        await peer.send(matched, Kind.CHUNK, b"late")
+        await peer.send(matched, Kind.RECEIPT)
+        await _stay(peer)
+
+    async with _coordinator(script, _answer) as client:
+        first = await client.submit(b"\0" + bytes(16))
+        assert isinstance(first, LinkJobStream)
+        assert await first.read() == [(Kind.MATCH, b"")]
+        links = next(iter(client._links.values()))
+        assert links.quiet_since is None, "no job waits for a provider"
+        second = await client.submit(b"\0" + bytes(15) + b"\1")
+        await waits.wait()
+        assert await second.read() == [(Kind.BEAT, b"")]
+        assert links.quiet_since is not None
+        links.abandon("it hangs")
+        with pytest.raises(StreamLost, match="it hangs"):
+            await second.read()
+        third = await client.submit(b"\0" + bytes(15) + b"\2")
+        assert (await _read_all(third))[-1] == (Kind.RECEIPT, b"")
+        go_on.set()
+        assert await _read_all(first) == [(Kind.CHUNK, b"late"), (Kind.RECEIPT, b"")]

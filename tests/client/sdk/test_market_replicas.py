@@ -239,18 +239,19 @@ def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_watch")
-@pytest.mark.parametrize("script", [before_match, after_dispatch])
-async def test_a_replica_that_hangs_with_a_job(replicas: Replicas, wallet: Signer, config: ClientConfig, script: Script) -> None:
-    """Its connections stay open. The job moves on once the replica is silent and the others do not list it any more."""
-    replicas.script(script)
+async def test_a_replica_that_hangs_with_a_job(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """Its connections stay open. A job that waits for a provider moves on once the replica is silent and no longer listed."""
+    replicas.script(before_match)
     async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
-        reading = asyncio.create_task(job.result())
-        await eventually(lambda: script is before_match or replicas.served[0].last.attempts == 1)
+        first, reading = job.id, asyncio.create_task(job.result())
+        await eventually(lambda: bool(replicas.served[0].sessions))
+        replicas.served[0].sessions.clear()
         replicas.hang_first()
         assert (await reading).body == ANSWER
+        assert job.id == first
         tab = await market.tab(replicas.served[0].providers[0].address)
         assert (tab.accepted, tab.open_caps) == (3, 0)
-    assert replicas.served[1].submissions
+    assert replicas.served[1].requests.count("/v1/jobs") == 1
 
 
 @pytest.mark.usefixtures("quick_watch")
@@ -268,25 +269,33 @@ async def test_a_replica_that_hangs_with_a_request(replicas: Replicas, wallet: S
 
 
 @pytest.mark.usefixtures("quick_watch")
-@pytest.mark.parametrize("hangs", [True, False])
-async def test_a_replica_that_lives_or_is_listed_is_waited_for(
-    replicas: Replicas, wallet: Signer, config: ClientConfig, hangs: bool
+@pytest.mark.parametrize("state", ["busy", "stopping", "matched"])
+async def test_a_replica_that_may_go_on_is_waited_for(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, state: str
 ) -> None:
-    """It may be busy, if the others still list it, or about to stop, if it still answers."""
+    """It is busy, if the others still list it, or about to stop, if it still answers. One that hangs with a job that a provider
+    has may be back before the answer is lost, which will be paid for.
+    """
     goes_on = asyncio.Event()
 
     async def slow(session: Session) -> None:
         await session.send(Kind.BEAT)
+        if state == "matched":
+            await session.match()
+            await session.answer()
         await goes_on.wait()
-        await honest(session)
+        if state == "matched":
+            await session.chunk(ANSWER, last=True)
+            await session.finish()
+        else:
+            await honest(session)
 
     replicas.script(slow)
     async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
         reading = asyncio.create_task(job.result())
         await eventually(lambda: bool(replicas.served[0].sessions))
-        if hangs:
-            replicas.served[0].hangs = True
-        else:
+        replicas.served[0].hangs = state != "stopping"
+        if state != "busy":
             replicas.list(*replicas.served[1:])
         await asyncio.sleep(1.0)
         goes_on.set()
