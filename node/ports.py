@@ -230,7 +230,7 @@ class VoidStore(Protocol):
     """The store that voids receipts of a killed process."""
 
     async def doubtful_receipts(self) -> list[DoubtfulReceipt]:
-        """Returns the receipts that charge and that no coordinator has confirmed."""
+        """Returns the newest receipts that charge and that no coordinator has confirmed, a bounded number, oldest first."""
         ...
 
     async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:

@@ -17,13 +17,17 @@ from node.storage.rows import pack_address, read_order, read_receipt
 from node.storage.schema import open_orders, orders, receipts, tabs
 from tallystick.protocol.types import Address, Amount, JobId
 
+MAX_DOUBTFUL = 1_024
+"""The newest ones alone: what a killed process had not sent yet. A coordinator that is gone may leave many older ones."""
+
 
 def doubtful(connection: Connection) -> list[DoubtfulReceipt]:
     """See ports.VoidStore.doubtful_receipts."""
     query = sa.select(open_orders.c.coordinator, open_orders.c.job, receipts.c.document)
     query = query.join(receipts, receipts.c.id == open_orders.c.receipt_id).where(receipts.c.cost > Amount(0))
+    newest = connection.execute(query.order_by(receipts.c.id.desc()).limit(MAX_DOUBTFUL)).all()
     found = []
-    for coordinator, job, document in connection.execute(query.order_by(receipts.c.id)):
+    for coordinator, job, document in reversed(newest):
         message = read_receipt(document).message
         before = Amount(message.cumulative_cost - message.cost)
         found.append(DoubtfulReceipt(Address(coordinator), JobId(job), message.payer, message.seq, before))

@@ -436,6 +436,17 @@ async def test_the_last_receipts_of_a_tab_can_be_voided(store: Store) -> None:
     assert len(await store.doubtful_receipts()) == 1
 
 
+async def test_old_receipts_that_nobody_confirms_are_not_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start reads a bounded number of receipts, the newest, in their order."""
+    monkeypatch.setattr("node.storage.voiding.MAX_DOUBTFUL", 2)
+    store, client = open_store(tmp_path), Client()
+    await store.start()
+    for seq in range(4):
+        await finish(store, client, seq)
+    assert [receipt.seq for receipt in await store.doubtful_receipts()] == [3, 4]
+    await store.close()
+
+
 async def test_what_rests_on_a_receipt_keeps_it_from_being_voided(store: Store) -> None:
     """A later receipt, a claim or a payment does: a lower total after it would cost the stake, or contradict the chain."""
     client = Client()
