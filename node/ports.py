@@ -15,6 +15,7 @@ from node.domain.requests import EngineRequest
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from tallystick.protocol.eip712 import Signed, Verified
+from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId
@@ -242,6 +243,12 @@ class VoidStore(Protocol):
         ...
 
 
+def stale_claim(payer: Address) -> Unavailable:
+    """The error of a claim on a tab that has a lower total now."""
+    text = f"the last receipts of the tab with {payer} were voided while it was claimed; it is claimed anew"
+    return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
+
+
 class ClaimStore(Protocol):
     """The store that the collector needs."""
 
@@ -256,7 +263,9 @@ class ClaimStore(Protocol):
         ...
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
-        """Stores the totals of a claim before it is submitted."""
+        """Stores the totals of a claim before it is submitted. Raises Unavailable for one above a tab, whose last receipts were
+        voided since it was read: such a claim would cost the stake.
+        """
         ...
 
     async def write_off(self, now: int) -> list[WriteOff]:

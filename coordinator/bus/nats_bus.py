@@ -284,5 +284,12 @@ async def _dial_server(server: str, subject: str, receive: Receiver) -> Connecti
         closing = asyncio.create_task(client.close(), name="NATS close")  # it waits for a TLS handshake that failed
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         closing.cancel()
+        closing.add_done_callback(_ignore)
         raise
     return _NatsConnection(client, closed)
+
+
+def _ignore(closing: asyncio.Task[None]) -> None:
+    """Marks the error of a connection that failed to close as seen."""
+    if not closing.cancelled():
+        closing.exception()

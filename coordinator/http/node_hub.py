@@ -288,6 +288,7 @@ class NodeHub:
             listing = Listing.from_json(loads(payload, "asks"), "asks")
             self._rate_limiter.count_asks(link.address, len(listing.asks))
             self._replace_asks(provider, listing)
+            self._market.node_offers(provider)
         elif kind is Kind.RECALL:
             self._check_change_rate(provider)
             await self._recall(provider, loads(payload, "recall"))

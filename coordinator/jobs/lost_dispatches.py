@@ -30,10 +30,12 @@ class _Lost(NamedTuple):
 
 
 class LostDispatches:
-    """See the module's docstring. `now` returns Unix seconds."""
+    """See the module's docstring. `is_ready`: whether a node offers something; before, it may not sign yet. `now` returns Unix
+    seconds.
+    """
 
-    def __init__(self, bus: Bus, now: Callable[[], float]) -> None:
-        self._bus, self._now = bus, now
+    def __init__(self, bus: Bus, is_ready: Callable[[Address], bool], now: Callable[[], float]) -> None:
+        self._bus, self._is_ready, self._now = bus, is_ready, now
         self._waiting: OrderedDict[Address, deque[_Lost]] = OrderedDict()
 
     def add(self, attempt: Attempt) -> None:
@@ -48,11 +50,14 @@ class LostDispatches:
             if len(self._waiting) > MAX_NODES:
                 self._waiting.popitem(last=False)
 
-    def node_connected(self, provider: Address) -> None:
-        """Sends what waits for a node that is back."""
-        for lost in self._waiting.pop(provider, ()):
-            self._send(provider, lost)
+    def node_is_back(self, provider: Address) -> None:
+        """Sends what waits for a node that connected, and again when it offers something."""
+        left = deque((lost for lost in self._waiting.pop(provider, ()) if not self._send(provider, lost)), maxlen=MAX_OF_NODE)
+        if left:
+            self._waiting[provider] = left
 
     def _send(self, provider: Address, lost: _Lost) -> bool:
         """Returns whether there is nothing more to do."""
-        return self._now() >= lost.deadline or all(self._bus.send(node_subject(provider), frame) for frame in lost.frames)
+        if self._now() >= lost.deadline:
+            return True
+        return all(self._bus.send(node_subject(provider), frame) for frame in lost.frames) and self._is_ready(provider)

@@ -248,7 +248,11 @@ class Market:
             self._returns.resumers.add(provider)
         for job, attempt in self._attempts_of(provider):
             self._returns.resume(job, attempt)
-        self._relay.lost_dispatches.node_connected(provider)
+        self.node_offers(provider)
+
+    def node_offers(self, provider: Address) -> None:
+        """Notes that a node connected, or that its asks changed."""
+        self._relay.lost_dispatches.node_is_back(provider)
 
     def _attempts_of(self, provider: Address) -> list[tuple[LiveJob, Attempt]]:
         """The open attempts of a provider, each with its job."""

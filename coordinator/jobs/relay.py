@@ -68,7 +68,7 @@ class Relay:
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
         self.frames = NodeFrames(limits, tick, accepted=self._note_accept, begun=self._begin_output, grant=self._grant_credit)
-        self.lost_dispatches = LostDispatches(bus, now)
+        self.lost_dispatches = LostDispatches(bus, lambda provider: bool(matchmaker.book.of_provider(provider)), now)
         self.trace_takers: set[Address] = set()
         """The connected providers whose nodes take TRACE frames."""
         self.stopping = False

@@ -124,7 +124,7 @@ class Collector:
         listed = await self._store.claimable(int(now), MAX_TABS, self._skip)
         self._skip = self._skip + MAX_TABS if len(listed) == MAX_TABS else 0
         tabs = [tab for tab in listed if not self._in_doubt(tab.payer)]
-        withdrawing = await self._raise_alarms(tabs, now)
+        withdrawing = await self._raise_alarms(listed, now)
         wanted = [
             tab
             for tab in tabs

@@ -43,11 +43,11 @@ class LinkRouter:
         self.close_unfinished()
 
     def close_unfinished(self) -> None:
-        """Signs receipts for orders that a killed process began, once state recovery is complete.
+        """Signs receipts for orders that a killed process began, once all receipts that this key signed are known.
 
         They wait for doubtful receipts too, which can only be voided while none follows them.
         """
-        if self.doubtful_receipts.pending:
+        if self.state_recovery.problem or self.doubtful_receipts.pending:
             return
         self.runner.close_unfinished(self.receipt_sender.resend_now)
 

@@ -57,11 +57,20 @@ class DoubtfulReceipts:
         for receipt in receipts:
             self._open.setdefault(receipt.coordinator, {})[receipt.job] = receipt
         self._until = dict.fromkeys(self._open, tick() + CONNECT_SECONDS)
+        """Until when each coordinator can decide. It is set anew once, when it first connects."""
+        self._unconnected = set(self._open)
+        self._handled: set[JobId] = set()
+        """Jobs whose receipts were refused as undelivered. One may be refused several times, since it is sent several times."""
         self._voiding: set[asyncio.Task[None]] = set()
         self.on_decided: Callable[[], None] = lambda: None
         self.on_voided: Callable[[Sequence[MatchedOrder]], None] = lambda _orders: None
         self.on_unpaid: Callable[[str, Amount], None] = lambda _endpoint, _cost: None
         self.on_kept: Callable[[Link, JobId, TallyError], None] = lambda _link, _job, _error: None
+
+    def start(self) -> None:
+        """Has `on_decided` called when the time to connect is over."""
+        if self._open:
+            asyncio.get_running_loop().call_later(CONNECT_SECONDS + 0.1, self.on_decided)
 
     @property
     def pending(self) -> bool:
@@ -86,24 +95,28 @@ class DoubtfulReceipts:
     def connected(self, link: Link) -> bool:
         """Notes that a coordinator can decide now. Returns whether there is something to decide."""
         coordinator = link.coordinator
-        if coordinator not in self._open:
-            return False
-        self._until[coordinator] = self._tick() + DECISION_SECONDS
-        asyncio.get_running_loop().call_later(DECISION_SECONDS + 0.1, self.on_decided)
-        return True
+        if coordinator in self._unconnected and self._undecided(coordinator):
+            self._until[coordinator] = self._tick() + DECISION_SECONDS
+            asyncio.get_running_loop().call_later(DECISION_SECONDS + 0.1, self.on_decided)
+        self._unconnected.discard(coordinator)
+        return not self.is_decided(coordinator)
 
     def acknowledged(self, link: Link, job: JobId) -> None:
-        """Notes that a coordinator has a receipt."""
+        """Notes that a coordinator has a receipt, whatever it said before."""
+        refused = self._refused.get(link.coordinator, [])
+        refused[:] = (each for each in refused if each.receipt.job != job)
         if self._take(link, job) is not None:
             self._decide(link.coordinator)
 
     def refused(self, link: Link, job: JobId, error: TallyError) -> bool:
-        """Notes that a coordinator refuses a receipt for good. Returns whether it may be voided, which is decided later."""
+        """Notes that a coordinator refuses a receipt for good. Returns whether that is dealt with here: it may be voided."""
+        in_time = not self.is_decided(link.coordinator)
         receipt = self._take(link, job)
         if receipt is None:
-            return False
-        undelivered = error.code is Code.UNDELIVERED
+            return job in self._handled
+        undelivered = error.code is Code.UNDELIVERED and in_time
         if undelivered:
+            self._handled.add(job)
             self._refused.setdefault(link.coordinator, []).append(_Refused(receipt, link, error))
         self._decide(link.coordinator)
         return undelivered

@@ -242,7 +242,8 @@ class JobRunner:
                 await self._refuse(link, matched, error)
                 return
             finally:
-                self._pending.pop(job_id, None)
+                if self._pending.get(job_id) is link:
+                    del self._pending[job_id]
             del dispatch
             try:
                 await self._settle(job, await job.run())
@@ -296,7 +297,7 @@ class JobRunner:
         self._coordinator_credit.require_served(link.endpoint)
         admitted = self._admission.admit(matched, now)
         self._engine_for(admitted)  # a full engine costs no chain read
-        settled = await self._admit_to_tab(admitted, now)
+        settled = await self._admit_to_tab(link, admitted, now)
         try:
             self._check_tier(admitted, settled)
             pool = self._engine_for(admitted)
@@ -368,7 +369,7 @@ class JobRunner:
             self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
             self._prune_at, self._remembered_since = max(_PRUNE_SIZE, 2 * len(self._consumed_orders)), now
 
-    async def _admit_to_tab(self, admitted: AdmittedJob, now: int) -> Amount:
+    async def _admit_to_tab(self, link: Link, admitted: AdmittedJob, now: int) -> Amount:
         """Admits the job to the payer's tab, and returns what the payer has settled on it. Known funds may be seconds old, so a
         refusal for lack of funds asks the chain once more.
         """
@@ -376,7 +377,7 @@ class JobRunner:
         for read_funds in (self._chain.funds, self._chain.refresh):
             funds = await read_funds(admitted.payer)
             self._admission.require_unseen(admitted)
-            if admitted.job not in self._pending:
+            if self._pending.get(admitted.job) is not link:
                 raise Unavailable(Code.CANCELLED, "the job was cancelled before it began")
             try:
                 self._tabs.admit(admitted.order.message, admitted.max_cost, funds, now)

@@ -100,7 +100,9 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     coordinator_credit = await _coordinator_credit(config, resources, metrics)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
-    doubtful_receipts = DoubtfulReceipts(store, tabs, await store.doubtful_receipts())
+    # A state that was restored may lack later receipts and claims, on which those that it has may rest.
+    in_doubt = () if state_recovery.problem else await store.doubtful_receipts()
+    doubtful_receipts = DoubtfulReceipts(store, tabs, in_doubt)
 
     def is_ready(coordinator: Address) -> bool:
         """Whether jobs of a coordinator may be taken: all receipts there are known, and none is in doubt."""
@@ -126,6 +128,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     state_recovery.on_complete = partial(_on_ready, links, router)
     tabs.on_stale_state, coordinator_credit.on_change = links.announce_asks, links.announce_asks
     doubtful_receipts.on_decided = partial(_on_ready, links, router)
+    doubtful_receipts.start()
     doubtful_receipts.on_voided = router.close_voided
     doubtful_receipts.on_unpaid, doubtful_receipts.on_kept = coordinator_credit.record_unpaid, receipt_sender.refused
     watcher = ChainWatcher(

@@ -29,6 +29,7 @@ from node.ports import (
     ReceiptRecord,
     UnacknowledgedReceipt,
     WriteOff,
+    stale_claim,
 )
 from node.storage import voiding
 from node.storage.job_rows import NO_CEILING, JobWrite, add_ceiling, put_tabs, tab_end, tab_row, to_beginning, to_ending
@@ -241,8 +242,12 @@ class SqlStore:
 
         def work(connection: Connection) -> None:
             for row in claim.message.rows:
-                change = sa.update(tabs).where(tabs.c.payer == row.payer)
-                connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))
+                this = tabs.c.payer == row.payer
+                highest = connection.execute(sa.select(tabs.c.cumulative, tabs.c.claimed).where(this)).one()
+                if row.cumulative_cost > highest.cumulative:
+                    raise stale_claim(row.payer)
+                claimed = Amount(max(highest.claimed, row.cumulative_cost))
+                connection.execute(sa.update(tabs).where(this).values(claimed_at=at, claimed=claimed))
 
         await self._db.write(work)
 

@@ -17,14 +17,18 @@ from node.storage.rows import pack_address, read_order, read_receipt
 from node.storage.schema import open_orders, orders, receipts, tabs
 from tallystick.protocol.types import Address, Amount, JobId
 
-MAX_DOUBTFUL = 1_024
-"""The newest ones alone: what a killed process had not sent yet. A coordinator that is gone may leave many older ones."""
+DOUBTFUL_SECONDS, MAX_DOUBTFUL = 60, 1_024
+"""What a killed process had not sent yet was signed in its last minute. So a coordinator that withholds its acknowledgements, and
+waits for a restart, can refuse no more than the work of a minute.
+"""
 
 
 def doubtful(connection: Connection) -> list[DoubtfulReceipt]:
     """See ports.VoidStore.doubtful_receipts."""
     query = sa.select(open_orders.c.coordinator, open_orders.c.job, receipts.c.document)
     query = query.join(receipts, receipts.c.id == open_orders.c.receipt_id).where(receipts.c.cost > Amount(0))
+    last = connection.execute(sa.select(receipts.c.finished_at).order_by(receipts.c.id.desc()).limit(1)).scalar_one_or_none() or 0
+    query = query.where(receipts.c.finished_at > last - DOUBTFUL_SECONDS)
     newest = connection.execute(query.order_by(receipts.c.id.desc()).limit(MAX_DOUBTFUL)).all()
     found = []
     for coordinator, job, document in reversed(newest):
@@ -43,6 +47,9 @@ def void(connection: Connection, *, payer: Address, receipts: Sequence[DoubtfulR
     if tab is None or numbers != last or max(tab.settled, tab.claimed) > before:
         return {}
     voided = _orders_of(connection, payer, numbers)
+    open_rows = sa.select(sa.func.count()).where(open_orders.c.order_id.in_(voided), open_orders.c.receipt_id.is_not(None))
+    if connection.execute(open_rows).scalar_one() != len(numbers):
+        return {}  # one of them was confirmed meanwhile
     _remove(connection, payer, numbers)
     connection.execute(sa.update(open_orders).where(open_orders.c.order_id.in_(voided)).values(receipt_id=None))
     connection.execute(sa.update(tabs).where(tabs.c.payer == payer).values(cumulative=before))

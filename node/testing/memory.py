@@ -23,6 +23,7 @@ from node.ports import (
     TabConflict,
     UnacknowledgedReceipt,
     WriteOff,
+    stale_claim,
 )
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import TallyError
@@ -178,6 +179,7 @@ class MemoryStore:
             )
             for record in self.receipt_records
             if record.receipt.message.cost and record.matched.job not in self.acknowledged_jobs
+            if record.receipt.message.finished_at > self.receipt_records[-1].receipt.message.finished_at - 60
         ]
 
     async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:
@@ -185,7 +187,8 @@ class MemoryStore:
         self._check()
         tab, before, numbers = self._tabs.get(payer, _Tab()), receipts[0].before, [receipt.seq for receipt in receipts]
         last = list(range(tab.seq - len(numbers) + 1, tab.seq + 1))
-        if numbers != last or max(tab.funds.settled, tab.claimed) > before:
+        confirmed = any(receipt.job in self.acknowledged_jobs for receipt in receipts)
+        if numbers != last or max(tab.funds.settled, tab.claimed) > before or confirmed:
             return []
         voided = [
             record for record in self.receipt_records if record.matched.payer == payer and record.receipt.message.seq in last
@@ -208,9 +211,12 @@ class MemoryStore:
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
         """See ports.ClaimStore."""
         self._check()
-        self.claims.append(claim)
         for row in claim.message.rows:
-            self._tabs[row.payer] = replace(self._tabs[row.payer], claimed_at=at, claimed=row.cumulative_cost)
+            tab = self._tabs[row.payer]
+            if row.cumulative_cost > tab.cumulative:
+                raise stale_claim(row.payer)
+            self._tabs[row.payer] = replace(tab, claimed_at=at, claimed=Amount(max(tab.claimed, row.cumulative_cost)))
+        self.claims.append(claim)
 
     async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""

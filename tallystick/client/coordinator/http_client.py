@@ -252,7 +252,7 @@ class CoordinatorClient(CoordinatorTransport):
         try:
             return await self._submit_once(url, submission, linger)
         except (aiohttp.ServerDisconnectedError, LinkLost) as lost:
-            if self.replicas.is_down(url, asyncio.get_running_loop().time()):  # it hangs
+            if self.replicas.hangs(url, asyncio.get_running_loop().time()):
                 raise ConnectionLost(f"coordinator {url}: {lost}", keyed=keyed) from lost
             try:
                 return await self._submit_once(url, submission, linger)
@@ -263,6 +263,8 @@ class CoordinatorClient(CoordinatorTransport):
             except Refusal as error:
                 if error.code is Code.ORDER_REPLAYED:
                     raise AdmittedElsewhere(keyed=keyed) from error
+                if error.code is Code.ORDER_EXPIRED:  # the first one may have been admitted before
+                    raise ConnectionLost(f"coordinator {url}: {lost}", keyed=keyed) from error
                 raise
         except StreamLost as error:
             raise ConnectionLost(f"coordinator {url}: {error}", keyed=keyed) from error

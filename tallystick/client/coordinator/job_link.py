@@ -121,7 +121,7 @@ class LinkJobStream:
         """Notes that nothing more comes, and why."""
         if self._over is None:
             self._over = error
-        self._link.streams.pop(self._number, None)
+        self._link.forget(self._number)
         self._wake()
         if self._added is not None and not self._added.done():
             self._added.set_exception(StreamLost(str(error)))
@@ -302,6 +302,12 @@ class JobLink:
             if not stream.matched:
                 stream.lose(LinkLost(reason))
         if not self.streams:
+            self._connection.transport.abort()
+
+    def forget(self, number: int) -> None:
+        """Takes a stream out. The last one of a link that takes no more jobs ends it."""
+        self.streams.pop(number, None)
+        if self.problem is not None and not self.streams:
             self._connection.transport.abort()
 
     def _lost(self) -> None:

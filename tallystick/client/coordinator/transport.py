@@ -179,7 +179,7 @@ class CoordinatorTransport:
             async with self.client().get(f"{url}/v1/health", timeout=timeout, allow_redirects=False):
                 return False
         for other in self.replicas.others(url, asyncio.get_running_loop().time()):
-            with contextlib.suppress(TallyError):
+            with contextlib.suppress(TallyError, TimeoutError):
                 async with asyncio.timeout(HEALTH_SECONDS):
                     if not await self._is_ours(other):
                         continue
@@ -193,7 +193,7 @@ class CoordinatorTransport:
 
     def _give_up(self, url: str) -> None:
         """Ends what waits at a replica that hangs."""
-        self.replicas.lose(url, asyncio.get_running_loop().time())
+        self.replicas.lose(url, asyncio.get_running_loop().time(), hangs=True)
 
     def _learn(self, url: str, info: CoordinatorInfo) -> None:
         """Takes the list of replicas from a configured URL, or from a replica of the same coordinator."""

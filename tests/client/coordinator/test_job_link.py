@@ -629,7 +629,9 @@ async def test_a_link_whose_coordinator_hangs(monkeypatch: pytest.MonkeyPatch) -
         await peer.send(matched, Kind.CHUNK, b"late")
         await peer.send(matched, Kind.RECEIPT)
         await _stay(peer)
+        ended.set()
 
+    ended = asyncio.Event()
     async with _coordinator(script, _answer) as client:
         first = await client.submit(b"\0" + bytes(16))
         assert isinstance(first, LinkJobStream)
@@ -647,3 +649,5 @@ async def test_a_link_whose_coordinator_hangs(monkeypatch: pytest.MonkeyPatch) -
         assert (await _read_all(third))[-1] == (Kind.RECEIPT, b"")
         go_on.set()
         assert await _read_all(first) == [(Kind.CHUNK, b"late"), (Kind.RECEIPT, b"")]
+        first.close()
+        await ended.wait()  # nobody needs its connection any more

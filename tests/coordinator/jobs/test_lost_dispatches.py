@@ -69,6 +69,19 @@ async def test_a_node_that_was_never_connected_gets_it_when_it_is(world: World) 
     assert len(Dispatch.loads(payload).sealed) == 0
 
 
+async def test_a_node_that_offers_nothing_yet_gets_it_again(world: World) -> None:
+    """After a kill it may sign no receipts before it knows what it signed before; then it has asks."""
+    node = world.node("ann")
+    await _lost(world, node)
+    asks, node.asks = node.asks, ()
+    _come_back(world, node)
+    assert len(node.got(Kind.DISPATCH)) == 2
+    world.market.matchmaker.replace_asks(node.address, asks)
+    for count in (3, 3):
+        world.market.node_offers(node.address)
+        assert len(node.got(Kind.DISPATCH)) == count
+
+
 async def test_after_the_deadline_nothing_is_sent(world: World) -> None:
     """A node remembers the orders that it had until then, so it could not tell an old one from one that is new."""
     node = world.node("ann")

@@ -137,24 +137,59 @@ async def test_a_store_that_fails_voids_nothing() -> None:
 
 
 async def test_a_coordinator_that_does_not_decide_is_not_waited_for() -> None:
-    """Whether it is away, or connected and silent. What it says later still counts."""
+    """Whether it is away, or connected and silent, and however often it connects. Then nothing is voided any more."""
     world = await start(1)
     assert world.receipts.pending
-    world.clock[0] = CONNECT_SECONDS
-    assert not world.receipts.pending
+    assert world.receipts.connected(world.link)
+    world.clock[0] += DECISION_SECONDS - 1
     assert world.receipts.connected(world.link)
     assert world.receipts.pending
-    world.clock[0] += DECISION_SECONDS
+    world.clock[0] += 1
+    assert not world.receipts.connected(world.link)
     assert not world.receipts.pending
     assert not world.receipts.concern(PAYER.address)
+    assert not world.refuse(1)
+    await world.decided.wait()
+    assert (world.tab, world.voided) == ((1, 40), [])
+
+
+async def test_a_coordinator_that_comes_late_decides_nothing() -> None:
+    """The tabs have been claimed since."""
+    world = await start(1)
+    world.clock[0] = CONNECT_SECONDS
+    assert not world.receipts.pending
+    assert not world.receipts.connected(world.link)
+    assert not world.refuse(1)
+    await world.decided.wait()
+    assert world.tab == (1, 40)
+
+
+async def test_a_receipt_that_is_refused_twice_is_dealt_with_once() -> None:
+    """It was sent twice. The receipt at no cost that replaced it must not count as refused."""
+    world = await start(1)
+    assert world.refuse(1)
     assert world.refuse(1)
     await world.decided.wait()
-    assert world.tab == (1, 0)
+    assert world.refuse(1)
+    assert (world.tab, len(world.voided), world.kept) == ((1, 0), 1, [])
 
 
-async def test_silence_is_noticed() -> None:
+async def test_an_acknowledgement_is_believed_after_a_refusal() -> None:
+    """Another replica of the coordinator has the receipt."""
+    world = await start(2)
+    assert world.refuse(2)
+    world.receipts.acknowledged(world.link, world.job(2))
+    world.receipts.acknowledged(world.link, world.job(1))
+    await world.decided.wait()
+    assert (world.tab, world.voided) == ((2, 80), [])
+
+
+@pytest.mark.parametrize("connects", [True, False])
+async def test_silence_is_noticed(connects: bool) -> None:
     """What was held back for a coordinator goes on by itself."""
     world = await start(1)
-    world.receipts.connected(world.link)
-    async with asyncio.timeout(DECISION_SECONDS + 1):
+    world.receipts.start()
+    if connects:
+        world.receipts.connected(world.link)
+    async with asyncio.timeout(DECISION_SECONDS + 1 if connects else CONNECT_SECONDS + 1):
         await world.decided.wait()

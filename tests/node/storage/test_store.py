@@ -11,11 +11,12 @@ import pytest
 from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, StoredTab
 from node.domain.usage_meter import make_receipt
-from node.ports import CoordinatorHour, ReceiptRecord, TabConflict, WriteOff
+from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, TabConflict, WriteOff
 from node.storage.schema import metadata
 from node.storage.store import SqlStore
 from node.testing.memory import MemoryStore
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.errors import BadMessage, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, ClaimRow, Outcome
 from tallystick.protocol.pricing import Usage
@@ -457,15 +458,48 @@ async def test_what_rests_on_a_receipt_keeps_it_from_being_voided(store: Store) 
     assert await store.void(PAYER.address, [first, third]) == []
     assert await store.void(signer("nobody").address, [third]) == []
     (tab,) = await store.claimable(NOW, 10)
-    row = ClaimRow(payer=PAYER.address, order_hash=tab.order.digest, seq=2, cumulative_cost=Amount(81))
-    await store.record_claim(PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN), NOW)
-    assert await store.void(PAYER.address, [third]) == []
-    await store.record_claim(
-        PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(replace(row, cumulative_cost=Amount(80)),)), DOMAIN), NOW
-    )
     await store.record_funds(PAYER.address, Funds(settled=Amount(81)), NOW)
     assert await store.void(PAYER.address, [third]) == []
     await store.record_funds(PAYER.address, Funds(settled=Amount(80)), NOW)
+    await store.record_claim(_claim(tab, 80), NOW)
     assert [matched.job for matched in await store.void(PAYER.address, [third])] == [third.job]
     (left,) = await store.tabs(NOW)
     assert (left.seq, left.cumulative) == (3, 80)
+
+    with pytest.raises(Unavailable, match="voided"):
+        await store.record_claim(_claim(tab, 120), NOW)  # it was read before
+    assert (await store.tabs(NOW))[0].claimed == 80
+
+
+async def test_a_claim_keeps_a_receipt_from_being_voided(store: Store) -> None:
+    """Also if a lower one followed, which was read before it."""
+    client = Client()
+    await finish(store, client, 0)
+    await finish(store, client, 1)
+    (tab,) = await store.claimable(NOW, 10)
+    await store.record_claim(_claim(tab, 80), NOW)
+    await store.record_claim(_claim(tab, 40), NOW)
+    assert (await store.tabs(NOW))[0].claimed == 80
+    assert await store.void(PAYER.address, (await store.doubtful_receipts())[1:]) == []
+
+
+async def test_a_receipt_that_was_confirmed_meanwhile_is_not_voided(store: Store) -> None:
+    """By another replica of its coordinator."""
+    client = Client()
+    record = await finish(store, client, 0)
+    doubtful = await store.doubtful_receipts()
+    await store.acknowledge(COORDINATOR.address, [record.matched.job])
+    assert await store.void(PAYER.address, doubtful) == []
+
+
+async def test_only_the_last_minutes_receipts_are_in_doubt(store: Store) -> None:
+    """A coordinator that withholds its acknowledgements can refuse no more than that."""
+    client = Client()
+    for seq, at in enumerate((NOW - 120, NOW - 60, NOW - 59, NOW)):
+        await finish(store, client, seq, at=at)
+    assert [receipt.seq for receipt in await store.doubtful_receipts()] == [3, 4]
+
+
+def _claim(tab: ClaimableTab, total: int) -> Signed[Claim]:
+    row = ClaimRow(payer=PAYER.address, order_hash=tab.order.digest, seq=tab.seq, cumulative_cost=Amount(total))
+    return PROVIDER.sign(Claim(provider=PROVIDER.address, rows=(row,)), DOMAIN)
