@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, InvalidatePoolError
 
 from tallystick.runtime.database_url import postgres_dsn, trusts_system_roots
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
 SILENT_SECONDS = 3
-"""How long a transaction may wait for a process, or a connection for a machine, that hangs: others may wait for its locks."""
+"""How long a connection may wait for a machine that is gone."""
+IDLE_SECONDS = 5
+"""How long a transaction may wait for a process that hangs: others may wait for its locks."""
 KEEPALIVE = {
     "tcp_keepalives_idle": "1",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": f"{SILENT_SECONDS}",
 }
 """Settings of PostgreSQL with which it notices that a machine is gone."""
-_SETTINGS = KEEPALIVE | {"idle_in_transaction_session_timeout": f"{SILENT_SECONDS}s"}
+_SETTINGS = KEEPALIVE | {"idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s"}
+_PATIENT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 _SET = "SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1"
 MAX_CONNECTIONS = 4
 """Of one database of a process to the server; whoever needs one more waits. The operator's manual counts them."""
@@ -100,8 +103,13 @@ class PostgresBackend:
             pass
 
     async def migrate(self, work: Work[None]) -> None:
-        """Runs `work` in a synced transaction."""
-        await self._write(work, synced=True)
+        """Runs `work` in a synced transaction, which may take its time between statements."""
+
+        def patiently(connection: Connection) -> None:
+            connection.exec_driver_sql(_PATIENT)
+            work(connection)
+
+        await self._write(patiently, synced=True)
 
     async def read(self, work: Work[R]) -> R:
         """Runs `work` in a transaction of its own."""

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -24,7 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
-from tallystick.runtime import group_commit
+from tallystick.runtime import database_migration, group_commit
 from tallystick.runtime.group_commit import MAX_GROUP, MAX_QUEUED, LoopCommit, ThreadCommit
 from tallystick.runtime.postgres_backend import MAX_CONNECTIONS
 from tallystick.runtime.storage import Database
@@ -698,3 +699,20 @@ async def test_a_process_that_hangs_in_a_transaction_holds_no_locks(url: str, mo
         assert await waiting == "gone on"
         await database.write(insert(1))
         assert await database.read(ids) == [0, 1]
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_migration_may_take_its_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of its statements, on a machine that has no time for it."""
+    monkeypatch.setattr("tallystick.runtime.postgres_backend._SETTINGS", {"idle_in_transaction_session_timeout": "100ms"})
+    patient = database_migration.migrate
+
+    def slowly(connection: Connection, migrations: Path) -> None:
+        connection.execute(sa.text("SELECT 1"))
+        time.sleep(0.5)
+        patient(connection, migrations)
+
+    monkeypatch.setattr("tallystick.runtime.storage.migrate", slowly)
+    async with opened(url) as database:
+        assert await database.read(ids) == [0]
