@@ -132,6 +132,12 @@ class ClaimableTab:
         return min(self.cumulative, self.order.message.ceiling) - self.settled
 
 
+DOUBTFUL_SECONDS = 60
+"""What a killed process had not sent yet was signed in its last minute. So a coordinator that withholds its acknowledgements, and
+waits for a restart, can refuse no more than the work of a minute.
+"""
+
+
 class DoubtfulReceipt(NamedTuple):
     """A receipt with a charge that no coordinator had confirmed when the process was killed that signed it.
 

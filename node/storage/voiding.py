@@ -12,15 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from node.domain.order_admission import MatchedOrder
-from node.ports import DoubtfulReceipt
+from node.ports import DOUBTFUL_SECONDS, DoubtfulReceipt
 from node.storage.rows import pack_address, read_order, read_receipt
 from node.storage.schema import open_orders, orders, receipts, tabs
 from tallystick.protocol.types import Address, Amount, JobId
 
-DOUBTFUL_SECONDS, MAX_DOUBTFUL = 60, 1_024
-"""What a killed process had not sent yet was signed in its last minute. So a coordinator that withholds its acknowledgements, and
-waits for a restart, can refuse no more than the work of a minute.
-"""
+MAX_DOUBTFUL = 1_024
+"""Receipts that a start reads at most, the newest."""
 
 
 def doubtful(connection: Connection) -> list[DoubtfulReceipt]:

@@ -12,6 +12,7 @@ from node.domain.signed_ceilings import SignedCeiling, SignedCeilings, add, afte
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from node.ports import (
+    DOUBTFUL_SECONDS,
     ClaimableTab,
     CoordinatorHour,
     DoubtfulReceipt,
@@ -179,7 +180,7 @@ class MemoryStore:
             )
             for record in self.receipt_records
             if record.receipt.message.cost and record.matched.job not in self.acknowledged_jobs
-            if record.receipt.message.finished_at > self.receipt_records[-1].receipt.message.finished_at - 60
+            if record.receipt.message.finished_at > self.receipt_records[-1].receipt.message.finished_at - DOUBTFUL_SECONDS
         ]
 
     async def void(self, payer: Address, receipts: Sequence[DoubtfulReceipt]) -> list[MatchedOrder]:

@@ -58,8 +58,12 @@ def postgres_engine(url: URL, settings: Mapping[str, str] = MappingProxyType({})
         import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
 
         connection = await asyncpg.connect(dsn, timeout=seconds, **tls)
-        for name, value in settings.items():  # not with the connection: poolers refuse what they do not know
-            await connection.fetchval(_SET, name, value)
+        try:
+            for name, value in settings.items():  # not with the connection: poolers refuse what they do not know
+                await connection.fetchval(_SET, name, value, timeout=seconds)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)

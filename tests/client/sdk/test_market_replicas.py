@@ -239,19 +239,24 @@ def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_watch")
-async def test_a_replica_that_hangs_with_a_job(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
-    """Its connections stay open. A job that waits for a provider moves on once the replica is silent and no longer listed."""
+@pytest.mark.parametrize("hanging", [1, 2])
+async def test_a_replica_that_hangs_with_a_job(replicas: Replicas, wallet: Signer, config: ClientConfig, hanging: int) -> None:
+    """Its connections stay open. A job that waits for a provider moves on once the replica is silent and no longer listed, as any
+    of the others says that answers.
+    """
     replicas.script(before_match)
     async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
         first, reading = job.id, asyncio.create_task(job.result())
         await eventually(lambda: bool(replicas.served[0].sessions))
         replicas.served[0].sessions.clear()
         replicas.hang_first()
+        replicas.served[1].hangs = hanging == 2
+        replicas.list(*replicas.served[hanging:])
         assert (await reading).body == ANSWER
         assert job.id == first
         tab = await market.tab(replicas.served[0].providers[0].address)
         assert (tab.accepted, tab.open_caps) == (3, 0)
-    assert replicas.served[1].requests.count("/v1/jobs") == 1
+    assert replicas.served[hanging].requests.count("/v1/jobs") == 1
 
 
 @pytest.mark.usefixtures("quick_watch")

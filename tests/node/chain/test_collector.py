@@ -105,6 +105,7 @@ class World:
         self.alarms: list[tuple[str, Address]] = []
         self.debts: list[DebtAlarm] = []
         self.till = FakeSettlement()
+        self.in_doubt: set[Address] = set()
         self.collector = Collector(
             signer=PROVIDER,
             domain=DOMAIN,
@@ -115,6 +116,7 @@ class World:
             on_funds=lambda payer, funds: self.seen.append((payer, funds)),
             settlement=self.till,
             alarm=self._alarm,
+            in_doubt=lambda payer: payer in self.in_doubt,
             now=lambda: self.now,
         )
 
@@ -248,6 +250,18 @@ async def test_a_payer_that_thaws_its_purse() -> None:
         world.chain.cached[PAYER.address] = funds
         await world.collector.claim_due()
     assert world.alarms == [(THAWING, PAYER.address)] * 2, "the payer thaws again"
+
+
+async def test_a_tab_in_doubt_is_watched_and_not_claimed() -> None:
+    """Its last receipts may be voided, and a claim could not. The operator hears of a payer that withdraws all the same."""
+    world = World()
+    await finish(world.store, Client())
+    world.chain.default = Funds(known=True, thawing=Amount(5))
+    world.in_doubt.add(PAYER.address)
+    assert await world.collector.claim_due(everything=True) == 0
+    assert (world.alarms, world.claims) == ([(THAWING, PAYER.address)], [])
+    world.in_doubt.clear()
+    assert await world.collector.claim_due() == 1
 
 
 async def test_a_payer_that_releases_its_reservation() -> None:

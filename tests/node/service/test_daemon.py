@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from asyncio.subprocess import Process
@@ -172,6 +173,30 @@ async def test_receipts_survive_a_kill(site: Site) -> None:
         assert following.seq == 2
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_restored_state_voids_nothing(site: Site) -> None:
+    """It may lack a claim that rests on the receipt: with a lower total after it, the claim would cost the stake."""
+    async with node(site) as (process, connection, ask):
+        site.coordinator.acknowledge = False
+        lost = await site.place(connection, ask)
+        charged = await receipt(connection, lost)
+        process.kill()
+        await process.wait()
+    with contextlib.closing(sqlite3.connect(next((site.folder / "state").glob("*.db")))) as database:
+        database.execute("DELETE FROM completed_recoveries")
+        database.commit()
+    process = await site.start()
+    try:
+        connection = await site.coordinator.connections.get()
+        await connection.until(Kind.LATE_RECEIPT, job=lost.job)
+        await connection.send(Kind.RECEIPT_REFUSED, lost.job, dumps(Undelivered("the last chunk never came").as_json()))
+        (ask,) = [offered.verify(DOMAIN) for offered in await connection.asks()]
+        following = await receipt(connection, await site.place(connection, ask))
+        assert (following.seq, following.cumulative_cost) == (2, charged.cumulative_cost + following.cost)
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def last_free_receipt(connection: Connection, placed: PlacedJob) -> LateReceipt:
